@@ -1,0 +1,1 @@
+"""The words everyone speaks: requests, batches, outputs, errors, model shapes."""
