@@ -1,0 +1,71 @@
+"""What every test gets: a quiet, deterministic process, and a reason where it is skipped."""
+
+import os
+import random
+import shutil
+import sys
+
+import pytest
+
+# Before anything imports torch or transformers. Children of a test inherit these.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs a download is wrong
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+for _proxy_exception in ("NO_PROXY", "no_proxy"):
+    os.environ[_proxy_exception] = "127.0.0.1,localhost,::1"
+
+SEED = 20240229
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def count_gpus() -> int:
+    """CUDA devices that torch can use; torch is imported only when a collected test needs one."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpus_wanted(item: pytest.Item) -> int:
+    """CUDA devices that the test's markers ask for."""
+    wanted = 1 if item.get_closest_marker("gpu") else 0
+    marker = item.get_closest_marker("multi_gpu")
+    if marker is not None:
+        wanted = marker.kwargs.get("count", marker.args[0] if marker.args else 2)
+    return wanted
+
+
+def missing_programs(item: pytest.Item) -> list[str]:
+    """Programs that the test's `needs` markers name and this machine lacks."""
+    names = [name for marker in item.iter_markers("needs") for name in marker.args]
+    # /usr/sbin (ip, nft) is not on every user's PATH.
+    path = os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/sbin" + os.pathsep + "/sbin"
+    return [name for name in names if shutil.which(name, path=path) is None]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    run_slow = config.getoption("--slow") or "slow" in config.getoption("markexpr")
+    wanted = [gpus_wanted(item) for item in items]
+    num_gpus = count_gpus() if any(wanted) else 0
+    for item, num_wanted in zip(items, wanted, strict=True):
+        if item.get_closest_marker("slow") and not run_slow:
+            item.add_marker(pytest.mark.skip(reason="slow: add --slow"))
+        if num_wanted > num_gpus:
+            item.add_marker(
+                pytest.mark.skip(reason=f"needs {num_wanted} CUDA device(s), found {num_gpus}")
+            )
+        if missing := missing_programs(item):
+            item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}: see .ci/run"))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    """Give each test the same random numbers, whatever ran before it."""
+    random.seed(SEED)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(SEED)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(SEED)
