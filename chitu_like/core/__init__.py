@@ -1,1 +1,1 @@
-"""The words everyone speaks: requests, batches, outputs, errors, model shapes."""
+"""The words everyone speaks: requests, batches, outputs, errors. Imports nothing of ours."""

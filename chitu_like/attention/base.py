@@ -1,0 +1,141 @@
+"""The contract between a batch, the model and whatever computes attention.
+
+A backend does all host work of a batch once, in `plan`; `run` is then called by every layer and must
+not wait for the device. Keys and values of the batch's tokens are already in the cache when `run` is
+called (layers/attention.py stores them first), so a backend only reads it.
+
+Example, one prompt of three tokens in block 5 of a pool with 16-token blocks::
+
+    batch = ForwardBatch(
+        input_ids=torch.tensor([7, 8, 9]), positions=torch.tensor([0, 1, 2]),
+        slot_mapping=torch.tensor([80, 81, 82]), block_tables=torch.tensor([[5]]),
+        query_lens=[3], context_lens=[3], num_decodes=0,
+        logits_indices=torch.tensor([2]), kv_caches=pool.layers)
+    batch.attn_metadata = backend.plan(batch)
+    hidden_states = model.forward(batch)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from chitu_like.core.registry import Registry
+
+
+class LayerKVCache(NamedTuple):
+    """One layer's keys and values: each [num_blocks, block_size, num_local_kv_heads, head_dim]."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """What a backend must know of the model before the first batch.
+
+    Attributes:
+        num_heads, num_kv_heads: of this rank; num_heads is a multiple of num_kv_heads.
+        head_dim: of queries, keys and values.
+        windows: every sliding window that occurs over the layers, in tokens a query sees
+            (itself included); None for full attention.
+        block_size: tokens a KV block.
+        dtype: of q, k, v and the output.
+        device: where they are.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...]
+    block_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class AttentionMetadata:
+    """What a backend's `plan` hands to its `run`; each backend has its own."""
+
+
+@dataclass(kw_only=True)
+class ForwardBatch:
+    """One batch as tensors on this rank, passed from the runner through the model to every layer.
+
+    Requests stand one after the other, decodes (one query token each) first.
+
+    Attributes:
+        input_ids: [num_tokens] int64.
+        positions: [num_tokens] int64, position in its own request.
+        slot_mapping: [num_tokens] int64, where its key and value go:
+            block id * block_size + offset.
+        block_tables: [num_reqs, max_blocks] int32, block ids in order; padded with 0.
+        query_lens: [num_reqs] query tokens of each request, on the host.
+        context_lens: [num_reqs] tokens each has in the cache once this batch's are stored, on the
+            host: a query token at position p sees positions 0 to p.
+        num_decodes: leading requests with one query token.
+        logits_indices: [num_logits] int64, rows of the hidden states whose logits are wanted.
+        kv_caches: by GLOBAL layer index; absent on ranks that do not hold the layer.
+        attn_metadata: set by the runner from `AttentionBackend.plan`.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    block_tables: Tensor
+    query_lens: list[int]
+    context_lens: list[int]
+    num_decodes: int
+    logits_indices: Tensor
+    kv_caches: dict[int, LayerKVCache]
+    attn_metadata: AttentionMetadata | None = None
+
+
+class AttentionBackend(Protocol):
+    """Attention of one kind on one device.
+
+    Constructed as `Backend(spec)`; a missing third-party package is an UnsupportedError that names
+    the extra to install.
+    """
+
+    supports_cuda_graph: ClassVar[bool]
+
+    def __init__(self, spec: AttentionSpec) -> None: ...
+
+    @classmethod
+    def supports(cls, spec: AttentionSpec) -> str | None:
+        """None where this backend can serve `spec`, else the reason why not, in a few words."""
+        ...
+
+    def plan(self, batch: ForwardBatch) -> AttentionMetadata:
+        """All host work for a batch, once. Valid until the next plan."""
+        ...
+
+    def run(
+        self,
+        q: Tensor,
+        kv_cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Causal attention of each query over its own request's cached keys and values.
+
+        Args:
+            q: [num_tokens, num_heads, head_dim], not modified.
+            kv_cache: this layer's, the batch's own keys and values already stored.
+            metadata: from `plan` of this batch.
+            scale: multiplies q.k before the softmax.
+            window: tokens a query sees, itself included; None: all.
+
+        Returns: [num_tokens, num_heads, head_dim].
+        """
+        ...
+
+
+attention_backends: Registry[type[AttentionBackend]] = Registry(
+    "attention backend", "chitu_like.attention", "infer.attn_type"
+)

@@ -1,0 +1,140 @@
+"""A request and its states: the record that the scheduler owns and nobody else writes."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from chitu_like.core.output import FinishReason
+from chitu_like.core.sampling_params import SamplingParams
+
+
+class RequestState(Enum):
+    """Where a request stands. Only the scheduler moves it."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    TRANSFERRING = "transferring"
+    FINISHED = "finished"
+
+
+class Request:
+    """One prompt on its way to one completion.
+
+    Three counters say how far it is: `num_computed` tokens have been handed to a batch and will be in
+    the KV cache when that batch ends; `num_pending` output tokens were sampled by batches still in
+    flight, so their values are unknown here; `num_in_flight` batches name it.
+
+    Attributes:
+        request_id: unique among open requests.
+        prompt_token_ids: at least one.
+        params: how to sample; n is 1 here (the caller expands it).
+        eos_token_ids: the model's end-of-text tokens.
+        max_output_tokens: params.max_tokens cut to what the context holds.
+        seed: of the sampling noise, 0 <= seed < 2**64.
+        arrival_s: when it came, seconds of the scheduler's clock.
+        deadline_s: when its answer is worthless, same clock; inf where nobody said.
+    """
+
+    __slots__ = (
+        "arrival_s",
+        "deadline_s",
+        "eos_token_ids",
+        "finish_reason",
+        "first_scheduled_s",
+        "first_token_s",
+        "last_scheduled_s",
+        "max_output_tokens",
+        "num_blocks_sent",
+        "num_cached_tokens",
+        "num_computed",
+        "num_in_flight",
+        "num_passed",
+        "num_pending",
+        "num_served_tokens",
+        "output_token_ids",
+        "params",
+        "prompt_token_ids",
+        "request_id",
+        "seed",
+        "slot",
+        "start_pass",
+        "state",
+        "stop_token_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        max_output_tokens: int,
+        seed: int = 0,
+        eos_token_ids: frozenset[int] = frozenset(),
+        arrival_s: float = 0.0,
+        deadline_s: float = float("inf"),
+    ) -> None:
+        self.request_id = request_id
+        self.prompt_token_ids = prompt_token_ids
+        self.params = params
+        self.eos_token_ids = eos_token_ids
+        self.max_output_tokens = max_output_tokens
+        self.seed = seed
+        self.arrival_s = arrival_s
+        self.deadline_s = deadline_s
+        self.state = RequestState.WAITING
+        self.output_token_ids: list[int] = []
+        self.num_computed = 0
+        self.num_pending = 0
+        self.num_in_flight = 0
+        self.num_cached_tokens = 0
+        self.slot: int | None = None
+        self.num_blocks_sent = 0
+        self.num_passed = 0
+        self.num_served_tokens = 0
+        self.start_pass = 0.0
+        self.first_scheduled_s: float | None = None
+        self.last_scheduled_s = arrival_s
+        self.first_token_s: float | None = None
+        self.finish_reason: FinishReason | None = None
+        self.stop_token_id: int | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens the user sent."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens whose ids are known here: prompt and collected output."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens and those that batches in flight are sampling."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens still to be fed: 1 for a decode, more for a prefill."""
+        return self.num_tokens - self.num_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only its newest token is missing from the KV cache."""
+        return self.num_uncomputed == 1 and self.num_computed >= len(self.prompt_token_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its answer is complete; its blocks may still be held by a batch in flight."""
+        return self.state is RequestState.FINISHED
+
+    def known_tokens(self, start: int, stop: int) -> list[int]:
+        """Known token ids of positions [start, stop); shorter where they are not known yet."""
+        prompt_len = len(self.prompt_token_ids)
+        if stop <= prompt_len:
+            return self.prompt_token_ids[start:stop]
+        if start >= prompt_len:
+            return self.output_token_ids[start - prompt_len : stop - prompt_len]
+        return self.prompt_token_ids[start:] + self.output_token_ids[: stop - prompt_len]
