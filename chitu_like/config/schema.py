@@ -4,7 +4,6 @@
 them equal). A component receives its own section and never sees the rest.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +106,10 @@ class InferConfig(Section):
         0.9, "share of the device's memory to plan for", low=0.01, high=1.0
     )
     num_blocks: int | Auto = setting(
-        "auto", "KV blocks of the pool; auto: what the profile run finds room for", low=1, high=2**31
+        "auto",
+        "KV blocks of the pool; auto: what the profile run finds room for",
+        low=1,
+        high=2**31,
     )
     swap_space_gib: float | Auto = setting(
         "auto",

@@ -7,14 +7,23 @@ come the check of a value, the sentence that says what would be right, and `chit
 import math
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import Field, dataclass, field, fields
-from functools import cache
-from typing import ClassVar, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    ClassVar,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from chitu_like.core.errors import ConfigError
 
-JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 Auto: TypeAlias = Literal["auto"]
 
 T = TypeVar("T")
@@ -74,7 +83,6 @@ class Section:
             object.__setattr__(self, item.name, value)
 
 
-@cache
 def type_hints(section: type[Section]) -> Mapping[str, object]:
     """Field name -> evaluated type of a Section."""
     return get_type_hints(section)
@@ -159,10 +167,8 @@ def _coerce(value: object, hint: object, declared: Setting) -> object:
 
 def _coerce_union(value: object, options: tuple[object, ...], declared: Setting) -> object:
     for option in options:
-        try:
+        with suppress(_Misfit):
             return _coerce(value, option, declared)
-        except _Misfit:
-            continue
     raise _Misfit
 
 
@@ -174,34 +180,31 @@ def _require(holds: bool, value: object) -> object:
 
 def describe(hint: object, declared: Setting) -> str:
     """Say which values fit, for example "auto or a whole number from 1 to 1024"."""
+    words = list(_words(hint, declared))
+    words.sort(key=lambda word: (word != "auto", " " in word))
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def _words(hint: object, declared: Setting) -> Iterator[str]:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        words = [describe(option, declared) for option in get_args(hint)]
-        short_first = sorted(words, key=lambda word: " " in word)
-        return _either(short_first)
-    if origin is Literal:
-        return _either([show(choice) for choice in get_args(hint)])
-    if origin is tuple:
-        return f"a list like [a,b], each {describe(get_args(hint)[0], declared)}"
-    if hint in (int, float):
-        return ("a whole number" if hint is int else "a number") + _bounds(declared)
-    if hint is str:
-        return "text that is not empty"
-    if hint is bool:
-        return "true or false"
-    if hint is types.NoneType:
-        return "null"
-    return "a mapping like {name:value}"
-
-
-def _either(words: list[str]) -> str:
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+        for option in get_args(hint):
+            yield from _words(option, declared)
+    elif origin is Literal:
+        yield from map(show, get_args(hint))
+    elif origin is tuple:
+        yield f"a list like [a,b], each {describe(get_args(hint)[0], declared)}"
+    elif hint in (int, float):
+        yield ("a whole number" if hint is int else "a number") + _bounds(declared)
+    elif hint is bool:
+        yield from ("true", "false")
+    elif hint is str:
+        yield "text that is not empty"
+    else:
+        yield "null" if hint is types.NoneType else "a mapping like {name:value}"
 
 
 def _bounds(declared: Setting) -> str:
-    low, high = f"{declared.low:.15g}", f"{declared.high:.15g}"
-    if math.isinf(declared.low) and math.isinf(declared.high):
+    if math.isinf(declared.low) or math.isinf(declared.high):
         return ""
-    if math.isinf(declared.high):
-        return f" not below {low}"
-    return f" from {low} to {high}" if math.isfinite(declared.low) else f" not above {high}"
+    return f" from {declared.low} to {declared.high}"

@@ -1,0 +1,106 @@
+"""One log format for every process: time, level, rank, then the message.
+
+`configure_logging` is called once by each process that this package owns (never by a library
+user's program); everybody else writes `logger = logging.getLogger(__name__)`.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from chitu_like.core.errors import ConfigError
+
+PACKAGE = "chitu_like"
+
+
+def start_time() -> str:
+    """Name of this run's log folder, for example "2025-11-21_10-49-00"."""
+    return time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def configure_logging(
+    *,
+    rank: int | str,
+    log_dir: str | Path | None = None,
+    started: str | None = None,
+    level: int = logging.INFO,
+    secrets: Sequence[str] = (),
+) -> Path | None:
+    """Send this package's log to stderr and to `log_dir/<started>/rankN.log`.
+
+    A second call replaces the first; loggers of other packages are left alone.
+
+    Args:
+        rank: the rank that stands in every line; a process that is none says its role ("http"),
+            and writes to http.log.
+        log_dir: folder of all runs; None writes no file.
+        started: the run's folder, the same on every rank; None: now.
+        level: least severe level written.
+        secrets: texts replaced by *** wherever they would be written.
+
+    Returns: the file written to, or None.
+    Raises: ConfigError if the folder cannot be made or the file not opened.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    name = f"rank{rank}" if isinstance(rank, int) else rank
+    path = None
+    if log_dir is not None:
+        path = Path(log_dir).expanduser() / (started or start_time()) / f"{name}.log"
+        handlers.append(_open_file(path))
+    logger = logging.getLogger(PACKAGE)
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    formatter = LineFormatter(name, secrets)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    return path
+
+
+def _open_file(path: Path) -> logging.Handler:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"log_dir: cannot write {path}: {error.strerror}; set log_dir to a writable folder"
+        ) from None
+
+
+class LineFormatter(logging.Formatter):
+    """Write `time LEVEL rank logger: message`, with secrets masked.
+
+    Text that clients sent may stand in a message, so control characters are written as escapes and
+    continued lines are indented: no message can pass for a line of its own.
+
+    Args:
+        name: what stands in the place of the rank.
+        secrets: texts to mask.
+    """
+
+    def __init__(self, name: str, secrets: Sequence[str] = ()) -> None:
+        super().__init__(f"%(asctime)s.%(msecs)03d %(levelname)-7s {name} %(name)s: %(message)s")
+        self.datefmt = "%Y-%m-%d %H:%M:%S"
+        self._secrets = tuple(sorted(filter(None, secrets), key=len, reverse=True))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record; see the class."""
+        text = super().format(record)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        first, *rest = text.split("\n")
+        return "\n    ".join(map(_printable, [first, *rest]))
+
+
+def _printable(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in line
+    )
