@@ -1,0 +1,1 @@
+"""Weights from disk into parameters: read lazily, nothing missing, nothing left over."""
