@@ -1,0 +1,89 @@
+"""The architecture of the chosen model in config.json's own terms.
+
+A checkpoint's config.json is the source; without one, the entry of config/models/ is; what
+models.hf_overrides says wins over both.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from chitu_like.config.schema import ModelsConfig
+from chitu_like.config.section import JsonValue
+from chitu_like.core.errors import CheckpointError, ConfigError
+
+MAX_FILE_BYTES = 16 << 20
+
+
+def read_hf_config(models: ModelsConfig) -> dict[str, JsonValue]:
+    """Read or compose the model's config.json.
+
+    Raises:
+        ConfigError: the model is not sufficiently named, or the entry and the checkpoint are of
+            different model types.
+        CheckpointError: ckpt_dir is no folder, or its config.json no JSON object.
+    """
+    check_model_source(models)
+    found = None if models.ckpt_dir is None else _read_checkpoint(Path(models.ckpt_dir))
+    if found is None and not models.hf_config:
+        raise ConfigError(
+            f"models.ckpt_dir={models.ckpt_dir} holds no config.json, so models=auto cannot tell "
+            "what it is: name the model, e.g. models=llama-3-8b"
+        )
+    if found is not None:
+        _check_same_type(models, found)
+    return _merge(models.hf_config if found is None else found, models.hf_overrides)
+
+
+def check_model_source(models: ModelsConfig) -> None:
+    """Raise ConfigError unless the configuration says where architecture and weights come from."""
+    if models.ckpt_dir is not None:
+        return
+    if not models.hf_config:
+        raise ConfigError(
+            f"models={models.name} needs a folder: set models.ckpt_dir=<Hugging Face folder>"
+        )
+    if models.load_format == "auto":
+        raise ConfigError(
+            f"models={models.name} brings no weights: set models.ckpt_dir=<Hugging Face folder>, "
+            "or models.load_format=dummy for random weights"
+        )
+
+
+def _read_checkpoint(folder: Path) -> dict[str, JsonValue] | None:
+    if not folder.is_dir():
+        fault = "is not a folder" if folder.exists() else "does not exist"
+        raise CheckpointError(f"models.ckpt_dir={folder} {fault}: give a Hugging Face folder")
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8") as file:
+            config = json.loads(file.read(MAX_FILE_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object: copy it again from the model's source")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_same_type(models: ModelsConfig, found: Mapping[str, JsonValue]) -> None:
+    named, held = models.hf_config.get("model_type"), found.get("model_type")
+    if named is not None and held is not None and named != held:
+        raise ConfigError(
+            f"models={models.name} is of type {named} but models.ckpt_dir={models.ckpt_dir} holds "
+            f"a model of type {held}: use models=auto or the right folder"
+        )
+
+
+def _merge(base: Mapping[str, JsonValue], over: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    merged = dict(base)
+    for name, value in over.items():
+        held = merged.get(name)
+        is_both = isinstance(held, dict) and isinstance(value, dict)
+        merged[name] = _merge(held, value) if is_both else value  # type: ignore[arg-type]
+    return merged

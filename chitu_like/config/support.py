@@ -1,0 +1,42 @@
+"""What the keys promise and this version does not do yet: refused in one line, never ignored.
+
+Each line of the table goes away with the issue that brings its feature.
+"""
+
+from chitu_like.config.schema import ServeConfig
+from chitu_like.config.section import show
+from chitu_like.core.errors import UnsupportedError
+
+
+def check_supported(config: ServeConfig) -> None:
+    """Raise UnsupportedError for the first value that could not take effect."""
+    infer = config.infer
+    one_rank = "this version runs one rank per instance; use 1"
+    no_graphs = "this version runs every step eagerly; use auto or false"
+    unquantised = "this version serves unquantised checkpoints; leave it out"
+    no_kernels = "this version computes with torch; use auto or torch"
+    later = (
+        ("infer.tp_size", infer.tp_size, infer.tp_size == 1, one_rank),
+        ("infer.pp_size", infer.pp_size, infer.pp_size == 1, one_rank),
+        ("infer.ep_size", infer.ep_size, infer.ep_size == 1, one_rank),
+        ("deploy.replicas", config.deploy.replicas, config.deploy.replicas == 1,
+         "this version runs one instance; use 1"),
+        ("infer.attn_type", infer.attn_type, infer.attn_type in ("auto", "ref", "sdpa"),
+         "this version does not have that backend yet; use auto, ref or sdpa"),
+        ("infer.op_impl", infer.op_impl, infer.op_impl in ("auto", "torch"), no_kernels),
+        ("infer.use_cuda_graph", infer.use_cuda_graph, infer.use_cuda_graph is not True, no_graphs),
+        ("infer.kv_cache_dtype", infer.kv_cache_dtype, infer.kv_cache_dtype == "auto",
+         "this version keeps the KV cache in the model's dtype; use auto"),
+        ("infer.mla_absorb", infer.mla_absorb, infer.mla_absorb == "auto",
+         "this version has no models with latent attention; use auto"),
+        ("infer.soft_fp8", infer.soft_fp8, infer.soft_fp8 is not True, unquantised),
+        ("infer.deterministic", infer.deterministic, not infer.deterministic,
+         "this version does not promise equal bits in every batch; use false"),
+        ("quant", config.quant, config.quant is None, unquantised),
+        ("quant_on_load", config.quant_on_load, not config.quant_on_load, unquantised),
+        ("skip_preprocess", config.skip_preprocess, config.skip_preprocess is not True,
+         "this version reads Hugging Face folders only; use auto or false"),
+    )  # fmt: skip
+    for key, value, is_supported, remedy in later:
+        if not is_supported:
+            raise UnsupportedError(f"{key}={show(value)}: {remedy}")
