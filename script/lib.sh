@@ -56,7 +56,7 @@ has_nvidia_gpu() {
     compgen -G '/dev/nvidia[0-9]*' >/dev/null || nvidia-smi -L 2>/dev/null | grep -q '^GPU'
 }
 
-# Make .venv, seeing the packages of the Python beneath it only where its torch is to be used.
+# Make .venv, which sees the packages of the Python beneath it only where its torch is to be used.
 make_venv() { # PYTHON
     local options=()
     if has_torch "$1"; then
@@ -65,12 +65,24 @@ make_venv() { # PYTHON
     fi
     say "making .venv with $("$1" --version)"
     rm -rf "$VENV"
+    create_venv "$1" ${options[@]+"${options[@]}"}
+    [ ${#options[@]} -gt 0 ] || return 0
+    if ! has_torch "$VENV_PYTHON"; then
+        # $1 is in a virtual environment itself, whose packages --system-site-packages passes over.
+        local folder='import sysconfig; print(sysconfig.get_path("platlib"))'
+        "$1" -c "$folder" >"$("$VENV_PYTHON" -c "$folder")/_beneath.pth"
+    fi
+    # Python before 3.12 puts an old setuptools into .venv, which hides the one that torch came with.
+    "$VENV_PYTHON" -m pip uninstall --quiet --yes setuptools 2>/dev/null || return 0
+}
+
+create_venv() { # PYTHON [OPTION]
     if "$1" -c 'import ensurepip' 2>/dev/null; then
-        "$1" -m venv ${options[@]+"${options[@]}"} "$VENV" || die "'$1 -m venv' failed: see above"
+        "$1" -m venv "${@:2}" "$VENV" || die "'$1 -m venv' failed: see above"
         return
     fi
     # Debian splits ensurepip off into python3-venv; the pip of the Python beneath can do its work.
-    { "$1" -m venv --without-pip ${options[@]+"${options[@]}"} "$VENV" 2>/dev/null &&
+    { "$1" -m venv --without-pip "${@:2}" "$VENV" 2>/dev/null &&
         "$1" -m pip --python "$VENV_PYTHON" install --quiet --ignore-installed pip; } ||
         die "$1 can make no virtual environment: install its venv module (Debian: apt-get install python3-venv)"
 }

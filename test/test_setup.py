@@ -205,3 +205,21 @@ def test_the_installation_is_renewed_when_the_requirements_change(tmp_path: Path
     with (checkout / "setup.py").open("a") as file:
         file.write("# one more requirement\n")
     assert run_lib(fingerprint).stdout != before
+
+
+@pytest.mark.slow
+def test_quickstart_installs_once_and_refuses_a_wrong_key_in_one_line(tmp_path: Path) -> None:
+    """The Python of this test has torch and the rest, so that nothing is fetched."""
+    checkout = copy_checkout(tmp_path / "checkout")
+    command = [str(checkout / "script" / "quickstart.sh"), "models.no_such_key=1"]
+    environment = {**os.environ, "PYTHON": sys.executable, "PIP_NO_INDEX": "1"}
+    printed = []
+    for _ in range(2):
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 2, result.stderr
+        printed.append(result.stderr)
+    assert "==> installing chitu_like" in printed[0]
+    assert printed[1].count("\n") == 1
+    assert "models.no_such_key" in printed[1]
