@@ -1,0 +1,65 @@
+"""Where the news of one call's requests wait for whoever writes its answer. Bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from chitu_like.core.errors import ChituError
+from chitu_like.core.output import RequestDelta
+
+MAX_PENDING_DELTAS = 1024
+"""Deltas per request that may wait; a reader this many steps behind is not reading."""
+
+
+class Inbox:
+    """Deltas of the requests of one HTTP call, in the order the engines sent them.
+
+    Belongs to one event loop; one task reads.
+
+    Args:
+        request_ids: the requests it receives for.
+
+    Attributes:
+        open_ids: requests that have not finished.
+        closed: set when nothing more will come before all requests have finished: the reader was
+            too slow, or the engines failed. A writer stuck in a socket watches it.
+    """
+
+    def __init__(self, request_ids: Iterable[str]) -> None:
+        self.open_ids = set(request_ids)
+        self.closed = asyncio.Event()
+        self._max_pending = MAX_PENDING_DELTAS * len(self.open_ids)
+        self._pending: list[RequestDelta] = []
+        self._arrived = asyncio.Event()
+        self._error: ChituError | None = None
+
+    def push(self, delta: RequestDelta) -> bool:
+        """Take a delta; False when there is no room for it, and nothing was taken."""
+        if len(self._pending) >= self._max_pending:
+            return False
+        if delta.finish_reason is not None:
+            self.open_ids.discard(delta.request_id)
+        self._pending.append(delta)
+        self._arrived.set()
+        return True
+
+    def fail(self, error: ChituError) -> None:
+        """Close: after what is pending, the reader gets `error`. The first error stays."""
+        self._error = self._error or error
+        self.open_ids.clear()
+        self.closed.set()
+        self._arrived.set()
+
+    async def get(self) -> list[RequestDelta]:
+        """Wait for news; return all that piled up, at least one.
+
+        Raises: the error given to `fail`.
+        """
+        await self._arrived.wait()
+        if not self._pending and self._error is not None:
+            raise self._error
+        pending, self._pending = self._pending, []
+        if self._error is None:
+            self._arrived.clear()
+        return pending
