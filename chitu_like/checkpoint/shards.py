@@ -6,7 +6,6 @@ valid, because each keeps its own hold on the mapped memory.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -133,12 +132,13 @@ def _load_pickle(path: Path) -> object:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"  # only torch's zip format, not that before 1.6, can map
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds pickled Python objects beside its tensors, which are never run: "
-            "convert it to safetensors (models.ckpt_dir)"
-        ) from error
     except Exception as error:  # an unpickler fed with noise raises whatever it stumbles over
+        # By name, for nothing in this package imports the module that defines it.
+        if type(error).__name__ == "UnpicklingError":
+            raise CheckpointError(
+                f"{path} holds pickled Python objects beside its tensors, which are never run: "
+                "convert it to safetensors (models.ckpt_dir)"
+            ) from error
         raise damaged(path, error) from error
 
 
