@@ -1,0 +1,1 @@
+"""Ranks: which part of the model this process holds, and how it talks to the others."""

@@ -1,0 +1,1 @@
+"""Model families: one common skeleton, and a file a family for what differs."""
