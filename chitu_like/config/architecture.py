@@ -1,7 +1,7 @@
 """The architecture of the chosen model in config.json's own terms.
 
-A checkpoint's config.json is the source; without one, the entry of config/models/ is; what
-models.hf_overrides says wins over both.
+A checkpoint's config.json is the source; without one, the entry of config/models/ is, or else the
+params.json of Meta's original/ layout; what models.hf_overrides says wins over all.
 """
 
 import json
@@ -10,9 +10,21 @@ from pathlib import Path
 
 from chitu_like.config.schema import ModelsConfig
 from chitu_like.config.section import JsonValue
+from chitu_like.core import meta_config
+from chitu_like.core.config_reader import ConfigReader
 from chitu_like.core.errors import CheckpointError, ConfigError
+from chitu_like.core.model_spec import ModelSpec
 
 MAX_FILE_BYTES = 16 << 20
+
+
+def read_model_spec(models: ModelsConfig) -> ModelSpec:
+    """The shape of the chosen model.
+
+    Raises: as `read_hf_config`, and CheckpointError or UnsupportedError for what it says.
+    """
+    source = models.name if models.ckpt_dir is None else f"{models.ckpt_dir}/config.json"
+    return ModelSpec.from_hf_config(read_hf_config(models), source)
 
 
 def read_hf_config(models: ModelsConfig) -> dict[str, JsonValue]:
@@ -24,15 +36,19 @@ def read_hf_config(models: ModelsConfig) -> dict[str, JsonValue]:
         CheckpointError: ckpt_dir is no folder, or its config.json no JSON object.
     """
     check_model_source(models)
-    found = None if models.ckpt_dir is None else _read_checkpoint(Path(models.ckpt_dir))
-    if found is None and not models.hf_config:
-        raise ConfigError(
-            f"models.ckpt_dir={models.ckpt_dir} holds no config.json, so models=auto cannot tell "
-            "what it is: name the model, e.g. models=llama-3-8b"
+    base: Mapping[str, JsonValue] = models.hf_config
+    if models.ckpt_dir is not None:
+        folder = Path(models.ckpt_dir)
+        found = _read_config_json(folder)
+        if found is not None:
+            _check_same_type(models, found)
+        base = found or base or _read_params_json(folder)
+    if not base:
+        raise CheckpointError(
+            f"models.ckpt_dir={models.ckpt_dir} holds no config.json, so models={models.name} "
+            "cannot tell what it is: name the model, e.g. models=llama-3-8b"
         )
-    if found is not None:
-        _check_same_type(models, found)
-    return _merge(models.hf_config if found is None else found, models.hf_overrides)
+    return _merge(base, models.hf_overrides)
 
 
 def check_model_source(models: ModelsConfig) -> None:
@@ -50,7 +66,7 @@ def check_model_source(models: ModelsConfig) -> None:
         )
 
 
-def _read_checkpoint(folder: Path) -> dict[str, JsonValue] | None:
+def _read_config_json(folder: Path) -> dict[str, JsonValue] | None:
     if not folder.is_dir():
         fault = "is not a folder" if folder.exists() else "does not exist"
         raise CheckpointError(f"models.ckpt_dir={folder} {fault}: give a Hugging Face folder")
@@ -65,6 +81,14 @@ def _read_checkpoint(folder: Path) -> dict[str, JsonValue] | None:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds no JSON object: copy it again from the model's source")
     return config
+
+
+def _read_params_json(folder: Path) -> Mapping[str, JsonValue]:
+    for path in (folder / "params.json", folder / "original" / "params.json"):
+        if path.is_file():
+            converted = meta_config.to_hf_config(ConfigReader.from_file(path))
+            return json.loads(json.dumps(converted))  # type: ignore[no-any-return]
+    return {}
 
 
 def _first_line(error: Exception) -> str:

@@ -95,9 +95,7 @@ class InferConfig(Section):
         low=1,
         high=MAX_TOKENS,
     )
-    max_reqs: int | Auto = setting(
-        "auto", "requests running at once (alias: infer.max_batch_size)", low=1, high=MAX_REQS
-    )
+    max_reqs: int | Auto = setting("auto", "requests running at once", low=1, high=MAX_REQS)
     cache_type: CacheType = setting(
         "paged", "paged: KV blocks on demand; skew: one dense slot per request"
     )
