@@ -34,6 +34,14 @@ class Request:
         seed: of the sampling noise, 0 <= seed < 2**64.
         arrival_s: when it came, seconds of the scheduler's clock.
         deadline_s: when its answer is worthless, same clock; inf where nobody said.
+        slot: its row in the workers' mirror while it runs.
+        num_blocks_sent: leading blocks of its table that the workers know of.
+        num_cached_tokens: prompt tokens that the prefix cache spared.
+        num_prompt_logprobs: prompt positions whose log-probabilities were handed out.
+        num_passed: later requests admitted ahead of it because it did not fit.
+        num_served_tokens: tokens computed for it, recomputed ones included.
+        is_promoted: it was starving, so it goes before all others.
+        start_pass: the stride policy's virtual time when it came.
     """
 
     __slots__ = (
@@ -43,6 +51,7 @@ class Request:
         "finish_reason",
         "first_scheduled_s",
         "first_token_s",
+        "is_promoted",
         "last_scheduled_s",
         "max_output_tokens",
         "num_blocks_sent",
@@ -51,6 +60,7 @@ class Request:
         "num_in_flight",
         "num_passed",
         "num_pending",
+        "num_prompt_logprobs",
         "num_served_tokens",
         "output_token_ids",
         "params",
@@ -92,7 +102,9 @@ class Request:
         self.slot: int | None = None
         self.num_blocks_sent = 0
         self.num_passed = 0
+        self.num_prompt_logprobs = 0
         self.num_served_tokens = 0
+        self.is_promoted = False
         self.start_pass = 0.0
         self.first_scheduled_s: float | None = None
         self.last_scheduled_s = arrival_s

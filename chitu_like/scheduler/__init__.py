@@ -1,0 +1,1 @@
+"""Who runs next: continuous batching over slots and KV blocks, ordered by a policy."""

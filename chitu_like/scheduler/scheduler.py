@@ -1,0 +1,555 @@
+"""Continuous batching: which tokens of which requests are computed in the next step.
+
+A step carries decodes and prefill chunks together (Orca, OSDI'22; SARATHI, arXiv:2308.16369): every
+running request that can go on gets one token, what is left of the token budget goes to prompts. A
+request needs a slot and, at admission, KV blocks for all tokens known by then; where a decode finds
+no block, the last request in policy order is preempted, by swapping to the host or by recomputing.
+
+`schedule` may be called again before the output of the batch before is known. Then a request's next
+input token is SAMPLED_LAST, known only to the device. Because batches are computed in order, a block
+that is freed here may be given away at once: the batch that still reads it runs first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, SlotRow
+from chitu_like.core.errors import CapacityError
+from chitu_like.core.output import FinishReason, RequestDelta, RequestTimes, StepOutput
+from chitu_like.core.request import Request, RequestState
+from chitu_like.kvcache.block_manager import BlockManager
+from chitu_like.scheduler.policy import Ordering, Situation, stride_pass
+
+MAX_BATCHES_OF_A_REQUEST = 2
+"""A request may be in two consecutive batches in flight: its next input is then on the device."""
+MAX_PASSED = 16
+"""Requests admitted ahead of one that does not fit; then nobody passes until it does."""
+LEAD_FADE = 0.9
+"""How much of the prefill lead a step leaves to the next: about ten steps are remembered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerLimits:
+    """What one instance can hold.
+
+    Attributes:
+        max_reqs: slots: requests running at once.
+        max_seq_len: prompt + output tokens of one request.
+        max_num_batched_tokens: tokens of one step.
+        prefill_chunk_size: prompt tokens of one step; decodes come on top.
+        max_queued_requests, max_queued_tokens: waiting at once; more is refused.
+        starvation_s: seconds without service after which a request goes before all others.
+    """
+
+    max_reqs: int
+    max_seq_len: int
+    max_num_batched_tokens: int
+    prefill_chunk_size: int
+    max_queued_requests: int = 4096
+    max_queued_tokens: int = 2**24
+    starvation_s: float = 60.0
+
+
+@dataclass
+class _Step:
+    """A batch being put together."""
+
+    num_decodes_left: int
+    token_budget: int
+    prefill_budget: int
+    chunks: dict[str, tuple[Request, int]] = field(default_factory=dict)
+    swap_out: list[tuple[int, int]] = field(default_factory=list)
+    swap_in: list[tuple[int, int]] = field(default_factory=list)
+    is_short_of_blocks: bool = False
+
+    def num_tokens_for(self, request: Request) -> int:
+        """Tokens the budgets leave for a request: the decodes to come keep one each."""
+        if request.num_uncomputed == 1:
+            return min(1, self.token_budget)
+        room = min(self.prefill_budget, self.token_budget - max(0, self.num_decodes_left))
+        return max(0, min(request.num_uncomputed, room))
+
+    def add(self, request: Request, num_tokens: int) -> None:
+        """Put the request's next `num_tokens` tokens into the batch."""
+        self.chunks[request.request_id] = (request, num_tokens)
+        self.token_budget -= num_tokens
+        if request.num_uncomputed > 1:
+            self.prefill_budget -= num_tokens
+
+
+class Scheduler:
+    """Owns every request of one instance from `add` to its last delta.
+
+    Args:
+        limits: what the instance can hold.
+        blocks: its KV blocks; nobody else may change them.
+        ordering: who goes first.
+
+    Raises:
+        CapacityError: from `add`, where a request can never run or the queue is full.
+    """
+
+    def __init__(self, limits: SchedulerLimits, blocks: BlockManager, ordering: Ordering) -> None:
+        """Start with nothing to do."""
+        self.limits = limits
+        self.blocks = blocks
+        self.num_preemptions = 0
+        self._ordering = ordering
+        self._waiting: list[Request] = []
+        self._running: list[Request] = []
+        self._open: dict[str, Request] = {}
+        self._free_slots = deque(range(limits.max_reqs))
+        self._in_flight: dict[int, list[Request]] = {}
+        self._num_steps = 0
+        self._num_queued_tokens = 0
+        self._prefill_lead = 0.0
+        self._is_waiting_sorted = True
+
+    # Requests come and go
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for one, preempted ones included."""
+        return len(self._waiting)
+
+    @property
+    def num_steps(self) -> int:
+        """Batches made so far."""
+        return self._num_steps
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether any request is open or a finished one still has batches in flight."""
+        return bool(self._open)
+
+    def open_requests(self) -> list[str]:
+        """Ids of all requests that have not had their last delta."""
+        return [r.request_id for r in self._open.values() if not r.is_finished]
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            CapacityError: it can never run here, its id is open already, or the queue is full.
+        """
+        self._check_capacity(request)
+        if request.request_id in self._open:
+            raise CapacityError(f"request id {request.request_id!r} is open already")
+        passes = [stride_pass(r) for r in self._open.values() if not r.is_finished]
+        request.start_pass = min(passes, default=0.0)
+        self._open[request.request_id] = request
+        self._enqueue(request)
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request: its blocks are free when the batches naming it are collected.
+
+        Returns: whether it was open.
+        """
+        request = self._open.get(request_id)
+        if request is None or request.is_finished:
+            return False
+        self._finish(request, FinishReason.ABORT)
+        return True
+
+    # One step
+
+    def schedule(self, now_s: float) -> ScheduledBatch | None:
+        """Choose the next step's tokens.
+
+        Args:
+            now_s: seconds of any clock that never goes back.
+
+        Returns: the batch, or None where nothing can be computed now (all wait for a batch in
+            flight, or there is no request).
+        """
+        if not self._open:
+            return None
+        situation = Situation(
+            now_s=now_s,
+            count_cached=self.blocks.count_cached,
+            prefill_lead=self._prefill_lead,
+        )
+        if self._ordering.can_starve:
+            self._promote_starved(now_s)
+        self._running.sort(key=lambda request: self._ordering.rank(request, situation))
+        self._sort_waiting(situation)
+        num_decodes = sum(r.num_uncomputed == 1 for r in self._running if _is_ready(r))
+        budget = self.limits.max_num_batched_tokens
+        step = _Step(
+            num_decodes_left=num_decodes if num_decodes < budget else 0,  # else the order decides
+            token_budget=budget,
+            prefill_budget=self.limits.prefill_chunk_size,
+        )
+        if self._ordering.is_preemptive:
+            self._preempt_outranked(step, situation)
+        self._schedule_running(step)
+        if not step.is_short_of_blocks:
+            self._admit_waiting(step)
+        if not step.chunks and not step.swap_out:
+            return None
+        return self._build_batch(step, now_s)
+
+    def update(self, batch: ScheduledBatch, output: StepOutput, now_s: float) -> list[RequestDelta]:
+        """Take in what a batch computed. Batches must come in the order they were scheduled.
+
+        Returns: one delta for each request with news; aborted ones have none.
+        """
+        deltas: list[RequestDelta] = []
+        prompt_logprobs = dict(output.prompt_logprobs)
+        logprobs = iter(output.logprobs)
+        sampled = iter(output.token_ids)
+        for index, request in enumerate(self._in_flight.pop(batch.step_id)):
+            delta = RequestDelta(
+                request.request_id, [], num_cached_tokens=request.num_cached_tokens
+            )
+            request.num_in_flight -= 1
+            request.num_pending -= batch.samples[index]
+            entries = prompt_logprobs.get(index, [])
+            token_id = next(sampled) if batch.samples[index] else None
+            token_logprobs = next(logprobs, None) if batch.samples[index] else None
+            if not request.is_finished:
+                first_new = request.num_prompt_logprobs - batch.num_computed[index]
+                delta.prompt_logprobs.extend(entries[max(0, first_new) :])
+                request.num_prompt_logprobs += len(delta.prompt_logprobs)
+                if token_id is not None:
+                    delta.token_ids.append(token_id)
+                    delta.logprobs.extend([token_logprobs] if token_logprobs else [])
+                    self._append(request, token_id, now_s)
+                if delta.token_ids or delta.prompt_logprobs:
+                    deltas.append(_last_delta(delta, request, now_s))
+            if request.is_finished and not request.num_in_flight:
+                self._release(request)
+        return deltas
+
+    # Parts of schedule
+
+    def _preempt_outranked(self, step: _Step, situation: Situation) -> None:
+        """Let waiting requests take the places of running ones that their first key outranks."""
+        for request in list(self._waiting):
+            if not _can_admit_now(request):
+                continue
+            while self._running and not self._has_room(request):
+                victim = self._running[-1]
+                if not self._ordering.outranks(request, victim, situation):
+                    return
+                self._preempt(victim, step)
+
+    def _schedule_running(self, step: _Step) -> None:
+        for request in list(self._running):
+            if request.state is not RequestState.RUNNING or not _is_ready(request):
+                continue
+            num_tokens = step.num_tokens_for(request)
+            if num_tokens and self._make_room(request, request.num_computed + num_tokens, step):
+                step.num_decodes_left -= request.num_uncomputed == 1
+                self._choose(request, num_tokens, step)
+
+    def _make_room(self, request: Request, num_tokens: int, step: _Step) -> bool:
+        """Blocks for the request's first `num_tokens` tokens, preempting from the end of the order.
+
+        Terminates: each round preempts one running request, at last this one itself.
+        """
+        while not self.blocks.extend(request, num_tokens):
+            victim = next(r for r in reversed(self._running) if r.request_id not in step.chunks)
+            self._preempt(victim, step)
+            step.is_short_of_blocks = True
+            if victim is request:
+                return False
+        return True
+
+    def _admit_waiting(self, step: _Step) -> None:
+        passed: list[Request] = []
+        for request in list(self._waiting):
+            if not self._free_slots or step.token_budget <= step.num_decodes_left:
+                break
+            if not _can_admit_now(request):
+                continue
+            if not self._has_room(request):
+                passed.append(request)
+                if request.num_passed >= MAX_PASSED or len(passed) > MAX_PASSED:
+                    break
+                continue
+            self._place(request, step)
+            num_tokens = step.num_tokens_for(request)
+            if num_tokens:
+                self._choose(request, num_tokens, step)
+            for waiting in passed:
+                waiting.num_passed += 1
+            if step.prefill_budget <= 0:
+                break
+
+    def _choose(self, request: Request, num_tokens: int, step: _Step) -> None:
+        """Put the request's next tokens into the step.
+
+        Blocks that they fill are shared from here on, with later requests of the same step too: a
+        layer stores the keys and values of the whole batch before it attends.
+        """
+        step.add(request, num_tokens)
+        self._name_blocks(request, request.num_computed + num_tokens)
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether a slot and blocks for all its known tokens are free.
+
+        While others run, one block in a hundred stays free for their next tokens: admitting into
+        the last blocks would preempt someone a step later.
+        """
+        reserve = 1 + self.blocks.num_blocks // 100 if self._running else 0
+        num_host = self.blocks.num_host_blocks_of(request)
+        needed = num_host + 1 if num_host else self.blocks.num_to_admit(request)
+        needed = min(needed, self.blocks.num_blocks)
+        return bool(self._free_slots) and needed + reserve <= self.blocks.num_free
+
+    def _place(self, request: Request, step: _Step) -> None:
+        """Give a waiting request a slot and its blocks."""
+        self._remove_waiting(request)
+        if self.blocks.num_host_blocks_of(request):
+            step.swap_in += self.blocks.swap_in(request)
+        elif request.params.prompt_logprobs is not None:
+            request.num_computed = 0  # every prompt position must pass through the model
+        else:
+            request.num_computed = self.blocks.attach_prefix(request)
+        if not self.blocks.extend(request, request.num_known_tokens):
+            raise RuntimeError(f"{request.request_id} was admitted without room for its tokens")
+        if request.state is RequestState.WAITING:
+            request.num_cached_tokens = request.num_computed
+        request.state = RequestState.RUNNING
+        request.slot = self._free_slots.popleft()
+        request.num_blocks_sent = 0
+        self._running.append(request)
+
+    def _preempt(self, request: Request, step: _Step) -> None:
+        """Take a running request's blocks; it waits again, its tokens kept on the host if possible."""
+        step.num_decodes_left -= request.num_uncomputed == 1 and _is_ready(request)
+        copies = self.blocks.swap_out(request)
+        if copies is None:
+            self.blocks.free(request)
+            request.num_computed = 0
+        else:
+            step.swap_out += copies
+        self.num_preemptions += 1
+        self._running.remove(request)
+        self._free_slot(request)
+        request.state = RequestState.PREEMPTED
+        self._enqueue(request)
+
+    def _build_batch(self, step: _Step, now_s: float) -> ScheduledBatch:
+        """The batch of a step, decodes first; every counter moves on as if it were computed."""
+        chunks = sorted(step.chunks.values(), key=lambda chunk: chunk[1] > 1)
+        batch = ScheduledBatch(
+            step_id=self._num_steps,
+            slots=[_slot(request) for request, _ in chunks],
+            num_tokens=[num_tokens for _, num_tokens in chunks],
+            num_computed=[request.num_computed for request, _ in chunks],
+            samples=[num_tokens == request.num_uncomputed for request, num_tokens in chunks],
+            token_ids=[token for chunk in chunks for token in _input_tokens(*chunk)],
+            new_blocks=[
+                self.blocks.block_ids(request)[request.num_blocks_sent :]
+                if request.num_blocks_sent
+                else []
+                for request, _ in chunks
+            ],
+            rows=[self._row(request) for request, _ in chunks if not request.num_blocks_sent],
+            swap_out=step.swap_out,
+            swap_in=step.swap_in,
+            num_decodes=sum(num_tokens == 1 for _, num_tokens in chunks),
+        )
+        self._prefill_lead *= LEAD_FADE
+        for (request, num_tokens), samples in zip(chunks, batch.samples, strict=True):
+            self._prefill_lead += num_tokens if request.num_uncomputed > 1 else -num_tokens
+            self._advance(request, num_tokens, samples, now_s)
+        self._in_flight[batch.step_id] = [request for request, _ in chunks]
+        self._num_steps += 1
+        return batch
+
+    def _advance(self, request: Request, num_tokens: int, samples: bool, now_s: float) -> None:
+        request.num_computed += num_tokens
+        request.num_pending += samples
+        request.num_in_flight += 1
+        request.num_served_tokens += num_tokens
+        request.num_blocks_sent = len(self.blocks.block_ids(request))
+        request.last_scheduled_s = now_s
+        if request.first_scheduled_s is None:
+            request.first_scheduled_s = now_s
+
+    def _row(self, request: Request) -> SlotRow:
+        needs_history = request.params.needs_history or request.params.prompt_logprobs is not None
+        return SlotRow(
+            slot=_slot(request),
+            prompt_len=request.num_prompt_tokens,
+            block_ids=list(self.blocks.block_ids(request)),
+            sampling=_sampling_row(request),
+            history=request.known_tokens(0, request.num_known_tokens) if needs_history else [],
+        )
+
+    # Parts of update
+
+    def _append(self, request: Request, token_id: int, now_s: float) -> None:
+        """One more output token, and whether it was the last."""
+        request.output_token_ids.append(token_id)
+        if request.first_token_s is None:
+            request.first_token_s = now_s
+        if request.state is RequestState.RUNNING:
+            self._name_blocks(request, request.num_computed)
+        params = request.params
+        if len(request.output_token_ids) >= params.min_tokens:
+            if token_id in params.stop_token_ids:
+                request.stop_token_id = token_id
+                return self._finish(request, FinishReason.STOP)
+            if token_id in request.eos_token_ids and not params.ignore_eos:
+                return self._finish(request, FinishReason.STOP)
+        if len(request.output_token_ids) >= request.max_output_tokens:
+            self._finish(request, FinishReason.LENGTH)
+        return None
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        """The answer is complete; what it holds goes when no batch in flight names it."""
+        if request.state is RequestState.RUNNING:
+            self._running.remove(request)
+        else:
+            self._remove_waiting(request)
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        if not request.num_in_flight:
+            self._release(request)
+
+    def _release(self, request: Request) -> None:
+        self.blocks.free(request)
+        if request.slot is not None:
+            self._free_slot(request)
+        self._open.pop(request.request_id, None)
+
+    # The queue
+
+    def _check_capacity(self, request: Request) -> None:
+        limits = self.limits
+        needed = self.blocks.blocks_for(request.num_prompt_tokens + request.max_output_tokens)
+        if request.num_prompt_tokens + request.max_output_tokens > limits.max_seq_len:
+            raise CapacityError(
+                f"{request.num_prompt_tokens} prompt tokens and {request.max_output_tokens} output "
+                f"tokens exceed infer.max_seq_len={limits.max_seq_len}"
+            )
+        if needed > self.blocks.num_blocks:
+            raise CapacityError(
+                f"{request.num_prompt_tokens} prompt tokens and {request.max_output_tokens} output "
+                f"tokens need {needed} KV blocks of {self.blocks.num_blocks} (infer.num_blocks)"
+            )
+        if len(self._waiting) >= limits.max_queued_requests:
+            raise CapacityError(
+                f"{len(self._waiting)} requests are waiting "
+                f"(scheduler.max_queued_requests={limits.max_queued_requests}): try again later"
+            )
+        queued = self._num_queued_tokens + request.num_prompt_tokens
+        if self._waiting and queued > limits.max_queued_tokens:
+            raise CapacityError(
+                f"{queued} prompt tokens would be waiting "
+                f"(scheduler.max_queued_tokens={limits.max_queued_tokens}): try again later"
+            )
+
+    def _enqueue(self, request: Request) -> None:
+        self._waiting.append(request)
+        self._num_queued_tokens += request.num_prompt_tokens
+        self._is_waiting_sorted = False
+
+    def _remove_waiting(self, request: Request) -> None:
+        self._waiting.remove(request)
+        self._num_queued_tokens -= request.num_prompt_tokens
+
+    def _sort_waiting(self, situation: Situation) -> None:
+        """Policy order; a static one is kept until someone joins the queue or is promoted in it."""
+        if self._ordering.is_static and self._is_waiting_sorted:
+            return
+        self._waiting.sort(key=lambda request: self._ordering.rank(request, situation))
+        self._is_waiting_sorted = True
+
+    def _promote_starved(self, now_s: float) -> None:
+        """Whoever got nothing for too long goes first until it is done.
+
+        For good: a promotion that ended with the first token would let two starving requests
+        preempt each other for ever.
+        """
+        for request in (*self._waiting, *self._running):
+            idle_s = now_s - request.last_scheduled_s
+            if idle_s > self.limits.starvation_s and not request.is_promoted:
+                request.is_promoted = True
+                self._is_waiting_sorted = False
+
+    def _free_slot(self, request: Request) -> None:
+        self._free_slots.append(_slot(request))
+        request.slot = None
+
+    def _name_blocks(self, request: Request, num_computed: int) -> None:
+        self.blocks.name_full_blocks(request, min(num_computed, request.num_known_tokens))
+
+
+def _is_ready(request: Request) -> bool:
+    """Whether a running request can take part in the next batch."""
+    num_output = len(request.output_token_ids) + request.num_pending
+    return (
+        request.num_in_flight < MAX_BATCHES_OF_A_REQUEST
+        and num_output < request.max_output_tokens
+        and request.num_uncomputed > 0
+    )
+
+
+def _can_admit_now(request: Request) -> bool:
+    """Whether all its tokens are known: a preempted request waits for its last batch."""
+    return request.num_in_flight == 0
+
+
+def _slot(request: Request) -> int:
+    if request.slot is None:
+        raise RuntimeError(f"{request.request_id} is scheduled without a slot")
+    return request.slot
+
+
+def _input_tokens(request: Request, num_tokens: int) -> list[int]:
+    """The ids of its next tokens; the newest may be known to the device alone."""
+    start = request.num_computed
+    known = request.known_tokens(start, start + num_tokens)
+    return known + [SAMPLED_LAST] * (num_tokens - len(known))
+
+
+def _sampling_row(request: Request) -> SamplingRow:
+    params = request.params
+    eos_ids = () if params.ignore_eos else request.eos_token_ids
+    return SamplingRow(
+        seed=request.seed,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=list(params.logit_bias.items()),
+        min_tokens=params.min_tokens,
+        stop_ids=sorted({*params.stop_token_ids, *eos_ids}) if params.min_tokens else [],
+        num_logprobs=-1 if params.logprobs is None else params.logprobs,
+        num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
+    )
+
+
+def _last_delta(delta: RequestDelta, request: Request, now_s: float) -> RequestDelta:
+    """The delta with how and when the request ended, where it did."""
+    if not request.is_finished:
+        return delta
+    scheduled_s = (
+        request.arrival_s if request.first_scheduled_s is None else request.first_scheduled_s
+    )
+    token_s = now_s if request.first_token_s is None else request.first_token_s
+    return RequestDelta(
+        request_id=delta.request_id,
+        token_ids=delta.token_ids,
+        logprobs=delta.logprobs,
+        prompt_logprobs=delta.prompt_logprobs,
+        finish_reason=request.finish_reason,
+        stop_token_id=request.stop_token_id,
+        num_cached_tokens=delta.num_cached_tokens,
+        times=RequestTimes(scheduled_s - request.arrival_s, token_s - scheduled_s, now_s - token_s),
+    )

@@ -1,0 +1,95 @@
+"""An executor with a memory of its own: it finds out when a block table lies.
+
+Its KV "cache" holds the token ids themselves. A request's next token is a hash of every token that its
+block table shows, so a block freed too early, shared wrongly or swapped to the wrong place changes the
+output, and `expected_output` says what it should have been.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from hashlib import blake2b
+
+from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch, SlotRow
+from chitu_like.core.output import StepOutput
+
+VOCAB_SIZE = 1000
+
+
+def next_token(tokens: list[int]) -> int:
+    """The fake model: a pure function of the whole context."""
+    digest = blake2b(",".join(map(str, tokens)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % VOCAB_SIZE
+
+
+def expected_output(prompt: list[int], num_tokens: int) -> list[int]:
+    """What any correct schedule gives for a prompt."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class FakeExecutor:
+    """Computes at submit, answers at collect; remembers every batch."""
+
+    def __init__(
+        self, *, num_blocks: int, block_size: int, num_host_blocks: int = 0, max_in_flight: int = 1
+    ) -> None:
+        self.block_size = block_size
+        self.batches: list[ScheduledBatch] = []
+        self.is_shut_down = False
+        self.fails_at_step: int | None = None
+        self._max_in_flight = max_in_flight
+        self._device = [[-9] * block_size for _ in range(num_blocks)]
+        self._host = [[-9] * block_size for _ in range(num_host_blocks)]
+        self._rows: dict[int, SlotRow] = {}
+        self._tables: dict[int, list[int]] = {}
+        self._last: dict[int, int] = {}
+        self._outputs: deque[StepOutput] = deque()
+
+    @property
+    def max_in_flight(self) -> int:
+        return self._max_in_flight
+
+    def submit(self, batch: ScheduledBatch) -> None:
+        assert len(self._outputs) < self._max_in_flight
+        self.batches.append(batch)
+        for source, target in batch.swap_out:
+            self._host[target] = list(self._device[source])
+        for source, target in batch.swap_in:
+            self._device[target] = list(self._host[source])
+        for row in batch.rows:
+            self._rows[row.slot] = row
+            self._tables[row.slot] = list(row.block_ids)
+        sampled: list[int] = []
+        given = iter(batch.token_ids)
+        seen: list[list[int]] = []
+        for index, slot in enumerate(batch.slots):  # every store of a step happens before any read
+            self._tables[slot] += batch.new_blocks[index]
+            start = batch.num_computed[index]
+            for position in range(start, start + batch.num_tokens[index]):
+                token = next(given)
+                token = self._last[slot] if token == SAMPLED_LAST else token
+                block = self._tables[slot][position // self.block_size]
+                self._device[block][position % self.block_size] = token
+        for index, slot in enumerate(batch.slots):
+            length = batch.num_computed[index] + batch.num_tokens[index]
+            seen.append([self._token(slot, position) for position in range(length)])
+            if batch.samples[index]:
+                self._last[slot] = next_token(seen[-1])
+                sampled.append(self._last[slot])
+        self._outputs.append(StepOutput(batch.step_id, sampled))
+
+    def _token(self, slot: int, position: int) -> int:
+        block = self._tables[slot][position // self.block_size]
+        return self._device[block][position % self.block_size]
+
+    def collect(self) -> StepOutput:
+        output = self._outputs.popleft()
+        if output.step_id == self.fails_at_step:
+            raise RuntimeError("the device caught fire")
+        return output
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True

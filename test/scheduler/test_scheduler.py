@@ -1,0 +1,282 @@
+"""The scheduler over an executor that notices every lie of a block table."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch
+from chitu_like.core.output import FinishReason
+from chitu_like.scheduler.policy import SORT_KEYS
+from test.fake_executor import expected_output
+from test.scheduler.scheduling import make_rig
+
+
+def test_a_step_carries_decodes_and_a_prefill_chunk_together():
+    rig = make_rig(chunk=6, max_reqs=3)
+    rig.add("a", [1, 2, 3], max_tokens=10)
+    rig.step()
+    rig.add("b", list(range(14)), max_tokens=2)
+    rig.step()
+    batch = rig.executor.batches[-1]
+    assert batch.num_tokens == [1, 6]
+    assert batch.num_decodes == 1
+    assert batch.samples == [True, False]
+    rig.run()
+    assert rig.tokens["b"] == expected_output(list(range(14)), 2)
+
+
+def test_a_long_prompt_never_holds_up_decodes():
+    rig = make_rig(budget=8, chunk=8, num_blocks=200, max_seq_len=400)
+    for name in "abc":
+        rig.add(name, [ord(name)], max_tokens=60)
+    rig.step()
+    rig.add("long", list(range(200)), max_tokens=1)
+    for _ in range(20):
+        rig.step()
+        assert rig.executor.batches[-1].num_decodes == 3
+    assert sum(rig.executor.batches[-1].num_tokens) == 8
+
+
+def test_whole_rows_travel_once_and_then_only_new_blocks():
+    rig = make_rig()
+    rig.add("a", [1, 2, 3], max_tokens=8)
+    rig.run()
+    batches = rig.executor.batches
+    assert [len(batch.rows) for batch in batches] == [1] + [0] * 7
+    assert [batch.new_blocks[0] != [] for batch in batches[1:]] == [False, True] + [False] * 3 + [
+        True,
+        False,
+    ]
+
+
+def test_a_batch_survives_msgpack_unchanged():
+    rig = make_rig(max_in_flight=2, num_blocks=6, num_host_blocks=8)
+    for name in "abc":
+        rig.add(name, [ord(name)] * 5, max_tokens=9, logit_bias={3: 1.5})
+    rig.run()
+    for batch in rig.executor.batches:
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(batch), type=ScheduledBatch) == batch
+
+
+def test_with_overlap_the_newest_token_is_known_to_the_device_alone():
+    rig = make_rig(max_in_flight=2)
+    rig.add("a", [1, 2, 3], max_tokens=5)
+    rig.run()
+    assert [batch.token_ids for batch in rig.executor.batches][1:] == [[SAMPLED_LAST]] * 4
+    assert rig.tokens["a"] == expected_output([1, 2, 3], 5)
+
+
+def test_a_length_finish_is_foreseen_and_an_eos_costs_one_dropped_token():
+    prompt = [1, 2, 3]
+    rig = make_rig(max_in_flight=2)
+    rig.add("a", prompt, max_tokens=3)
+    rig.run()
+    assert len(rig.executor.batches) == 3
+    rig.add("b", prompt, max_tokens=9, eos=[expected_output(prompt, 2)[1]])
+    rig.run()
+    assert rig.tokens["b"] == expected_output(prompt, 2)
+    assert rig.ends["b"] == [FinishReason.STOP]
+    assert len(rig.executor.batches) == 3 + 3
+    assert rig.blocks.usage == 0.0
+
+
+def test_stop_token_min_tokens_and_ignore_eos():
+    prompt = [4, 5]
+    first, second, third = expected_output(prompt, 3)
+    rig = make_rig()
+    rig.add("stop", prompt, stop_token_ids=[second], max_tokens=9)
+    rig.add("ignore", prompt, ignore_eos=True, max_tokens=3, eos=[first])
+    rig.add("min", prompt, min_tokens=3, max_tokens=9, eos=[first, second, third])
+    rig.run()
+    assert rig.tokens["stop"] == [first, second]
+    assert rig.tokens["ignore"] == [first, second, third]
+    assert rig.tokens["min"] == [first, second, third]
+    assert rig.ends["ignore"] == [FinishReason.LENGTH]
+
+
+def test_a_prefix_is_computed_once_even_within_one_step():
+    rig = make_rig(chunk=64)
+    prompt = list(range(20))
+    rig.add("a", prompt)
+    rig.add("b", prompt)
+    rig.step()
+    assert rig.executor.batches[0].num_tokens == [20, 4]
+    rig.run()
+    assert rig.tokens["a"] == rig.tokens["b"] == expected_output(prompt, 4)
+
+
+def test_a_second_turn_finds_the_first_answer_cached():
+    rig = make_rig()
+    rig.add("a", list(range(8)), max_tokens=9)
+    rig.run()
+    rig.add("b", list(range(8)) + rig.tokens["a"] + [7], max_tokens=1)
+    rig.run()
+    assert rig.executor.batches[-1].num_computed == [16]
+
+
+def test_aborting_frees_blocks_within_one_step():
+    rig = make_rig(max_in_flight=2)
+    rig.add("a", list(range(10)), max_tokens=40)
+    rig.add("b", [1], max_tokens=40)
+    rig.step()
+    rig.step()
+    held = rig.blocks.num_free
+    rig.engine.abort("a")
+    rig.step()
+    rig.step()
+    assert rig.blocks.num_free >= held + 2
+    rig.engine.abort("b")
+    rig.engine.abort("never heard of")
+    rig.run()
+    assert rig.blocks.num_free == 64
+    assert "a" not in rig.ends
+
+
+def test_aborting_a_waiting_request_leaves_no_trace():
+    rig = make_rig(max_reqs=1)
+    rig.add("a", [1], max_tokens=5)
+    rig.add("b", [2], max_tokens=5)
+    rig.step()
+    rig.engine.abort("b")
+    rig.run()
+    assert rig.scheduler.num_waiting == 0
+    assert "b" not in rig.tokens
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "says"),
+    [
+        ([], {}, "empty"),
+        ([1, 5000], {}, "token id 5000"),
+        (list(range(64)), {}, "64 tokens"),
+    ],
+)
+def test_an_impossible_request_is_refused_at_once(prompt, params, says):
+    rig = make_rig()
+    rig.add("good", [1, 2])
+    rig.add("bad", prompt, **params)
+    rig.step()
+    assert says in rig.errors["bad"]
+    rig.run()
+    assert rig.tokens["good"] == expected_output([1, 2], 4)
+
+
+def test_a_request_larger_than_the_pool_is_refused():
+    rig = make_rig(num_blocks=4, max_seq_len=64)
+    rig.add("big", list(range(15)), max_tokens=10)
+    rig.step()
+    assert "need 7 KV blocks of 4" in rig.errors["big"]
+
+
+def test_a_full_queue_is_refused_and_the_rest_goes_on():
+    rig = make_rig(max_reqs=1, max_queued_requests=2)
+    rig.add("a", [1])
+    rig.step()
+    for name in "bcd":
+        rig.add(name, [1])
+    rig.run()
+    assert "max_queued_requests=2" in rig.errors["d"]
+    assert len(rig.tokens["c"]) == 4
+
+
+def test_an_open_id_is_refused_without_touching_its_owner():
+    rig = make_rig()
+    rig.add("a", [1, 2])
+    rig.add("a", [3, 4])
+    rig.run()
+    assert rig.tokens["a"] == expected_output([1, 2], 4)
+
+
+def test_max_tokens_is_cut_to_the_context():
+    rig = make_rig(max_seq_len=10)
+    rig.add("a", [1, 2, 3], max_tokens=100)
+    rig.run()
+    assert len(rig.tokens["a"]) == 7
+    assert rig.ends["a"] == [FinishReason.LENGTH]
+
+
+def test_small_requests_pass_a_large_one_only_so_often():
+    rig = make_rig(num_blocks=10, block_size=4, max_seq_len=40, max_reqs=4, prefix_caching=False)
+    for i in range(3):
+        rig.add(f"s{i}", [i], max_tokens=8 * i + 8)
+    rig.step()
+    rig.add("large", list(range(30)), max_tokens=4)
+    for i in range(60):
+        rig.add(f"t{i}", [i, i], max_tokens=12)
+    rig.run()
+    order = list(rig.ends)
+    assert 4 < order.index("large") <= 3 + 16 + 4
+    assert rig.tokens["large"] == expected_output(list(range(30)), 4)
+
+
+@pytest.mark.parametrize("num_host_blocks", [0, 64])
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_a_preempted_request_gives_the_tokens_of_an_undisturbed_one(num_host_blocks, max_in_flight):
+    rig = make_rig(
+        num_blocks=9, num_host_blocks=num_host_blocks, max_in_flight=max_in_flight, max_seq_len=36
+    )
+    prompts = {name: [ord(name)] * 6 for name in "abcd"}
+    for name, prompt in prompts.items():
+        rig.add(name, prompt, max_tokens=20)
+    rig.run()
+    assert rig.scheduler.num_preemptions > 0
+    for name, prompt in prompts.items():
+        assert rig.tokens[name] == expected_output(prompt, 20)
+    swapped = any(batch.swap_in for batch in rig.executor.batches)
+    assert swapped == bool(num_host_blocks)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_histories_answer_every_request_once_with_its_own_tokens(seed: int):
+    rng = random.Random(seed)
+    policy = ",".join(rng.sample(sorted(SORT_KEYS), rng.randint(1, 3)))
+    num_blocks = rng.choice([12, 20, 60])
+    rig = make_rig(
+        policy=policy,
+        num_blocks=num_blocks,
+        block_size=rng.choice([1, 3, 4]) if num_blocks > 12 else 4,
+        num_host_blocks=rng.choice([0, 5, 60]),
+        max_in_flight=rng.choice([1, 2, 3]),
+        prefix_caching=rng.random() < 0.7,
+        max_reqs=rng.choice([1, 3, 8]),
+        max_seq_len=num_blocks if num_blocks > 12 else 40,
+        budget=rng.choice([2, 7, 64]),
+        chunk=rng.choice([1, 5, 64]),
+        starvation_s=rng.choice([5.0, 1e9]),
+    )
+    prompts: dict[str, list[int]] = {}
+    lengths: dict[str, int] = {}
+    aborted: set[str] = set()
+    for step in range(120):
+        if rng.random() < 0.4 and len(prompts) < 30:
+            name = f"r{step}"
+            length = rng.randint(1, rig.engine.info.max_seq_len // 2)
+            prompts[name] = [rng.randrange(3) for _ in range(length)]
+            lengths[name] = rng.randint(1, rig.engine.info.max_seq_len // 2)
+            rig.add(
+                name,
+                prompts[name],
+                max_tokens=lengths[name],
+                priority=rng.randint(-3, 3),
+                timeout_s=rng.choice([None, 5.0, 50.0]),
+            )
+        if rng.random() < 0.05 and prompts:
+            name = rng.choice(sorted(prompts))
+            if name in rig.scheduler.open_requests():
+                rig.engine.abort(name)
+                aborted.add(name)
+        rig.step()
+    rig.run(20000)
+    for name, prompt in prompts.items():
+        if name in aborted:
+            assert name not in rig.ends
+            expected = expected_output(prompt, len(rig.tokens.get(name, [])))
+            assert rig.tokens.get(name, []) == expected
+        else:
+            assert rig.tokens[name] == expected_output(prompt, lengths[name]), (name, policy)
+            assert rig.ends[name] == [FinishReason.LENGTH]
+    assert rig.blocks.num_free == num_blocks
+    assert rig.scheduler.num_running == rig.scheduler.num_waiting == 0
