@@ -5,31 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from types import EllipsisType, TracebackType
-from typing import Protocol, TypeAlias
+from types import TracebackType
 
-import torch
-from torch import Tensor
-
-TensorIndex: TypeAlias = "slice | EllipsisType | tuple[slice, ...]"
-
-
-class LazyTensor(Protocol):
-    """A tensor of a checkpoint, read no further than it is sliced."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Its full shape; costs no reading."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype it is stored in; costs no reading."""
-        ...
-
-    def __getitem__(self, index: TensorIndex, /) -> Tensor:
-        """The part at `index`, `...` for all of it; may share memory with the file: do not write."""
-        ...
+from chitu_like.quantization.parameter import LazyTensor
 
 
 class CheckpointReader(ABC):

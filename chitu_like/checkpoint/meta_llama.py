@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chitu_like.checkpoint.base import CheckpointReader, LazyTensor, TensorIndex
+from chitu_like.checkpoint.base import CheckpointReader
 from chitu_like.checkpoint.files import WeightFiles
 from chitu_like.checkpoint.shards import PickleShard
 from chitu_like.core.errors import CheckpointError
+from chitu_like.quantization.parameter import LazyTensor
 
 PARAMS_FILE = "params.json"
 
@@ -121,12 +122,12 @@ class JoinedTensor:
         self._dim = dim
         self._reorder = reorder
 
-    def __getitem__(self, index: TensorIndex, /) -> Tensor:
+    def __getitem__(self, index: tuple[slice, ...], /) -> Tensor:
         """See LazyTensor. One part that needs no new order is a view of its file."""
         if len(self._parts) == 1:
-            whole = self._parts[0][...]
+            whole = self._parts[0][()]
         else:
-            whole = torch.cat([part[...] for part in self._parts], dim=self._dim)
+            whole = torch.cat([part[()] for part in self._parts], dim=self._dim)
         return (self._reorder(whole) if self._reorder else whole)[index]
 
 

@@ -4,7 +4,7 @@ Example::
 
     with open_checkpoint(Path("/models/Qwen3-0.6B")) as reader:
         for name, tensor in reader:
-            print(name, tensor.shape, tensor.dtype, tensor[0:1])
+            print(name, tensor.shape, tensor.dtype, tensor[(slice(0, 1),)])
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from chitu_like.checkpoint.base import CheckpointReader, LazyTensor
+from chitu_like.checkpoint.base import CheckpointReader
 from chitu_like.checkpoint.files import WeightFiles, WeightFormat, find_weight_files
 from chitu_like.checkpoint.meta_llama import MetaLlamaReader
 from chitu_like.checkpoint.shards import Shard, open_shard
 from chitu_like.core.errors import CheckpointError
+from chitu_like.quantization.parameter import LazyTensor
 
 
 def open_checkpoint(ckpt_dir: Path) -> CheckpointReader:

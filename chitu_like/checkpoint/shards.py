@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from chitu_like.checkpoint.base import LazyTensor, TensorIndex
 from chitu_like.core.errors import CheckpointError
+from chitu_like.quantization.parameter import LazyTensor
 
 # Dictionaries that training scripts wrap around the weights.
 _WRAPPERS = ("state_dict", "model", "module")
@@ -97,7 +97,7 @@ class SafetensorsTensor:
         self.shape = torch.Size(stored.get_shape())
         self.dtype = _SAFETENSORS_DTYPES[stored.get_dtype()]
 
-    def __getitem__(self, index: TensorIndex, /) -> Tensor:
+    def __getitem__(self, index: tuple[slice, ...], /) -> Tensor:
         """See LazyTensor. The part is a view of the mapped file."""
         return self._file.get_tensor(self._name)[index]
 
