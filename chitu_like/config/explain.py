@@ -81,7 +81,8 @@ def _origin(
     environ: Mapping[str, str],
     top: str,
 ) -> str:
-    given = [item for item in parse_overrides(overrides) if item.name.startswith(key.name)]
+    inside = f"{key.name}."
+    given = [item for item in parse_overrides(overrides) if f"{item.name}.".startswith(inside)]
     if given:
         return f"command line: {' '.join(item.text for item in given)}"
     variable = VARIABLES.get(key.name)

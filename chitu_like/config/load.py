@@ -39,6 +39,8 @@ from chitu_like.core.errors import ConfigError
 
 CONFIG_NAME_VARIABLE = "CONFIG_NAME"
 DEFAULT_CONFIG_NAME = "serve"
+# What Hydra lets through for a file that is unreadable, of another shape, or names itself.
+OTHER_FAULTS = (OSError, ValueError, TypeError, RecursionError)
 
 Tree = dict[str, object]
 
@@ -82,7 +84,7 @@ def _compose(top: Path, given: Sequence[Override]) -> Tree:
         with _own_hydra(), initialize_config_dir(str(top.parent), version_base="1.3"):
             composed = compose(top.stem, texts, return_hydra_config=True)
             return _plain(composed, top)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, *OTHER_FAULTS) as error:
         if "Could not override 'models'" in str(error):
             raise _no_model(top) from None
         raise ConfigError(f"{top}: {_one_line(error)}") from None

@@ -1,0 +1,248 @@
+from dataclasses import replace
+
+import pytest
+
+from chitu_like.config.architecture import read_model_spec
+from chitu_like.config.device_facts import GIB, DeviceFacts
+from chitu_like.config.explain import explain_key, list_keys
+from chitu_like.config.keys import known_keys
+from chitu_like.config.load import load_config
+from chitu_like.config.report import format_config, value_of
+from chitu_like.config.resolve import resolve
+from chitu_like.config.resolved import ResolvedConfig
+from chitu_like.config.settle import settle
+from chitu_like.core.errors import CapacityError, ChituError, ConfigError, UnsupportedError
+
+CPU = DeviceFacts(
+    device="cpu",
+    name="Xeon",
+    memory_bytes=24 * GIB,
+    free_bytes=20 * GIB,
+    host_free_bytes=20 * GIB,
+    num_devices=1,
+    num_cpu_cores=2,
+    supports_bf16=True,
+)
+H200 = replace(CPU, device="cuda", name="NVIDIA H200", memory_bytes=139 * GIB, free_bytes=138 * GIB)
+T4 = replace(H200, name="Tesla T4", supports_bf16=False)
+
+
+def resolved(facts: DeviceFacts, *overrides: str, model: str = "qwen3-0.6b") -> ResolvedConfig:
+    config = load_config([f"models={model}", "models.load_format=dummy", *overrides], environ={})
+    return resolve(config, facts, read_model_spec(config.models))
+
+
+def reason(of: ResolvedConfig, key: str) -> str:
+    return next(decision.reason for decision in of.decisions if decision.key == key)
+
+
+def test_every_auto_becomes_a_value_with_a_reason() -> None:
+    for facts in (CPU, H200):
+        done = settle(resolved(facts), 3000)
+        decided = {decision.key for decision in done.decisions}
+        autos = {
+            key.name
+            for key in known_keys().values()
+            if value_of(done.config, key) == "auto" and key.name != "models.load_format"
+        }
+        assert decided == autos
+        assert all(decision.reason and decision.value != "auto" for decision in done.decisions)
+
+
+def test_a_cpu() -> None:
+    done = resolved(CPU)
+    assert (done.device, done.dtype, done.attn_type, done.op_impl) == (
+        "cpu",
+        "bfloat16",
+        "sdpa",
+        "torch",
+    )
+    assert (done.block_size, done.prefill_chunk_size, done.max_num_batched_tokens) == (
+        32,
+        512,
+        2048,
+    )
+    assert (done.swap_space_bytes, done.use_cuda_graph, done.max_seq_len) == (0, False, 40960)
+    assert (done.num_blocks, done.max_reqs) == (None, None)
+    assert reason(done, "infer.device") == "no CUDA device is visible"
+
+
+def test_a_gpu() -> None:
+    done = resolved(H200)
+    assert (done.device, done.block_size, done.max_num_batched_tokens) == ("cuda", 16, 8192)
+    assert done.swap_space_bytes == 4 * GIB
+    assert reason(done, "infer.device") == "NVIDIA H200"
+    small_host = resolved(replace(H200, host_free_bytes=2 * GIB))
+    assert small_host.swap_space_bytes == GIB // 2
+
+
+def test_what_is_given_stays() -> None:
+    done = resolved(
+        CPU,
+        "infer.device=cpu",
+        "dtype=float32",
+        "infer.block_size=8",
+        "infer.attn_type=ref",
+        "infer.swap_space_gib=1.5",
+        "infer.max_seq_len=100",
+        "infer.max_reqs=3",
+        "infer.num_blocks=99",
+        "scheduler.max_queued_tokens=5",
+    )
+    assert (done.dtype, done.block_size, done.attn_type) == ("float32", 8, "ref")
+    assert done.swap_space_bytes == GIB * 3 // 2
+    assert (done.max_seq_len, done.max_reqs, done.num_blocks) == (100, 3, 99)
+    assert done.max_queued_tokens == 5
+    assert not {"dtype", "infer.block_size"} & {decision.key for decision in done.decisions}
+
+
+def test_a_step_holds_what_was_given() -> None:
+    assert resolved(CPU, "infer.prefill_chunk_size=4096").max_num_batched_tokens == 4096
+    assert resolved(CPU, "scheduler.max_num_batched_tokens=64").prefill_chunk_size == 64
+    assert resolved(CPU, "infer.max_reqs=3000").max_num_batched_tokens == 3000
+
+
+def test_dtype_follows_checkpoint_and_device() -> None:
+    assert resolved(CPU, model="opt-125m").dtype == "float16"
+    assert resolved(CPU, "models.hf_overrides.torch_dtype=float32").dtype == "float32"
+    assert resolved(T4).dtype == "float16"
+    assert reason(resolved(T4), "dtype") == "Tesla T4 does not compute bfloat16"
+    with pytest.raises(
+        UnsupportedError, match=r"^dtype=bfloat16: Tesla T4 does not compute it; use"
+    ):
+        resolved(T4, "dtype=bfloat16")
+
+
+def test_the_skew_cache_shares_no_prefixes() -> None:
+    done = resolved(CPU, "infer.cache_type=skew")
+    assert not done.enable_prefix_caching
+    assert "skew" in reason(done, "infer.enable_prefix_caching")
+    assert resolved(CPU).enable_prefix_caching
+
+
+@pytest.mark.parametrize(
+    ("facts", "override", "kind", "message"),
+    [
+        (
+            CPU,
+            "infer.device=cuda",
+            ConfigError,
+            "infer.device=cuda: no CUDA device is visible; use auto or cpu",
+        ),
+        (
+            CPU,
+            "infer.max_seq_len=50000",
+            ConfigError,
+            "infer.max_seq_len=50000 exceeds what qwen3-0.6b is made for: use at most 40960",
+        ),
+        (
+            CPU,
+            "infer.pp_layer_partition=[27]",
+            ConfigError,
+            "infer.pp_layer_partition=[27] has 27 layers but qwen3-0.6b has 28: "
+            "make them add up to 28",
+        ),
+        (
+            CPU,
+            "infer.swap_space_gib=100",
+            CapacityError,
+            "infer.swap_space_gib=100 exceeds the 20.0 GiB of free host memory: use less, or 0 to "
+            "preempt by recomputing",
+        ),
+    ],
+)
+def test_what_contradicts_model_or_device_is_one_line(
+    facts: DeviceFacts, override: str, kind: type[ChituError], message: str
+) -> None:
+    with pytest.raises(kind) as raised:
+        resolved(facts, override)
+    assert str(raised.value) == message
+
+
+def test_the_pool_settles_length_and_requests() -> None:
+    large = settle(resolved(CPU), 3000)
+    assert (large.num_blocks, large.max_seq_len, large.max_reqs) == (3000, 40960, 64)
+    small = settle(resolved(CPU), 10)
+    assert (small.max_seq_len, small.max_reqs) == (320, 10)
+    given = settle(resolved(CPU, "infer.max_seq_len=320", "infer.max_reqs=2"), 10)
+    assert (given.max_seq_len, given.max_reqs) == (320, 2)
+
+
+def test_the_skew_cache_settles_on_whole_slots() -> None:
+    done = settle(resolved(CPU, "infer.cache_type=skew"), 3000)
+    assert (done.max_seq_len, done.max_reqs) == (3000 // 8 * 32, 8)
+    done = settle(resolved(CPU, "infer.cache_type=skew", "infer.max_reqs=3"), 3000)
+    assert (done.max_seq_len, done.max_reqs) == (32000, 3)
+    done = settle(resolved(CPU, "infer.cache_type=skew", "infer.max_seq_len=33"), 9)
+    assert done.max_reqs == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_blocks"),
+    [
+        (["infer.max_seq_len=321"], 10),
+        ([], 0),
+        (["infer.max_reqs=11"], 10),
+        (["infer.max_reqs=3", "infer.max_seq_len=160", "infer.cache_type=skew"], 10),
+    ],
+)
+def test_a_pool_too_small_is_said_so(overrides: list[str], num_blocks: int) -> None:
+    with pytest.raises(CapacityError) as raised:
+        settle(resolved(CPU, *overrides), num_blocks)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_printed_configuration_is_whole_and_masks_secrets() -> None:
+    done = settle(
+        resolved(CPU, "serve.api_keys=[sk-1,sk-2]", "serve.admin_api_key=sk-3", "log_dir=my/"), 3000
+    )
+    text = format_config(done)
+    assert "sk-" not in text
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    assert set(lines) == {"models", *known_keys()}
+    assert lines["log_dir"] == ["my/", "set"]
+    assert lines["infer.block_size"][:2] == ["32", "auto:"]
+    assert lines["serve.api_keys"] == ["***", "(2", "keys)", "set"]
+    assert lines["serve.port"] == ["21002", "default"]
+
+
+OWN = ("models=qwen3-0.6b", "models.load_format=dummy")
+
+
+def test_explain_says_meaning_default_and_origin() -> None:
+    text = explain_key("infer.max_batch_size", (*OWN, "infer.max_batch_size=3"), environ={})
+    assert text.splitlines() == [
+        "infer.max_reqs: requests running at once",
+        "  values:  auto or a whole number from 1 to 65536",
+        "  default: auto",
+        "  now:     3 (command line: infer.max_batch_size=3)",
+        "  alias:   infer.max_batch_size",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "environ", "now"),
+    [
+        ("infer.max_reqs", {}, "auto (default)"),
+        ("models.load_format", {}, "dummy (command line: models.load_format=dummy)"),
+        ("models.hf_config", {}, "config/models/qwen3-0.6b.yaml)"),
+        ("quant", {}, "null (default)"),
+        (
+            "serve.api_keys",
+            {"CHITU_LIKE_API_KEYS": "a"},
+            "*** (1 keys) (environment: CHITU_LIKE_API",
+        ),
+    ],
+)
+def test_explain_knows_where_a_value_comes_from(
+    key: str, environ: dict[str, str], now: str
+) -> None:
+    text = explain_key(key, (*OWN, "quant_on_load=false"), environ=environ)
+    assert now in next(line for line in text.splitlines() if line.startswith("  now:"))
+
+
+def test_explain_knows_models_and_refuses_slips() -> None:
+    assert "tiny-chat" in explain_key("models")
+    with pytest.raises(ConfigError, match=r"did you mean infer.max_reqs"):
+        explain_key("infer.max_rex")
+    assert len(list_keys().splitlines()) == len(known_keys())
