@@ -115,6 +115,8 @@ def _no_model(top: Path) -> ConfigError:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "its defaults lead back to itself; leave its own name out of them"
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else text[:297] + "..."
 

@@ -75,6 +75,11 @@ def _parse_override(text: str) -> Override:
     key = find_key(name)
     if key is None or not all(map(_NAME.fullmatch, name.split("."))):
         raise ConfigError(unknown_key_message(name))
+    if key.name == "models.hf_config":  # a folder's config.json would win: not what is meant here
+        raise ConfigError(
+            f"{show(text)}: models.hf_config belongs in a file of models/; on the command line use "
+            f"{name.replace('hf_config', 'hf_overrides', 1)}"
+        )
     shown = f"{name}=***" if key.setting.secret else show(text)
     is_inside = key.name in OPEN_KEYS and name != key.name
     value = read_any(value_text) if is_inside else read_value(key, value_text)

@@ -199,7 +199,7 @@ def _words(hint: object, declared: Setting) -> Iterator[str]:
     elif hint is bool:
         yield from ("true", "false")
     elif hint is str:
-        yield "text that is not empty"
+        yield "printable text that is not empty"
     else:
         yield "null" if hint is types.NoneType else "a mapping like {name:value}"
 

@@ -60,7 +60,7 @@ def test_a_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
             "infer.max_reqs=many: use auto or a whole number from 1 to 65536",
         ),
         (["infer.seed=1.5"], "infer.seed=1.5: use a whole number from 0 to 9223372036854775807"),
-        (["serve.host="], "serve.host='': use text that is not empty"),
+        (["serve.host="], "serve.host='': use printable text that is not empty"),
         (["models=auto"], "models=auto needs a folder: set models.ckpt_dir=<Hugging Face folder>"),
         (
             ["models=qwen3-0.6b"],
@@ -230,7 +230,13 @@ def test_a_file_without_a_model_says_how_to_begin(
     )
 
 
-@pytest.mark.parametrize("text", ["defaults: [own]", "- a\n- b", "just text", "defaults: 3"])
+def test_a_file_that_names_itself_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("defaults: [own]")
+    assert fault(CONFIG_NAME=str(path)).startswith(f"{path}: its defaults lead back to itself")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "just text", "defaults: 3"])
 def test_a_file_of_another_shape_is_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(text)

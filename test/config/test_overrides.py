@@ -124,6 +124,11 @@ def test_a_value_is_read_by_the_type_of_its_key(text: str, value: object) -> Non
             "give it once",
         ),
         (["models=a", "models=b"], "models is given twice (models=a and models=b): give it once"),
+        (
+            ["models.hf_config.vocab_size=3"],
+            "models.hf_config.vocab_size=3: models.hf_config belongs in a file of models/; on the "
+            "command line use models.hf_overrides.vocab_size",
+        ),
         (["models.hf_overrides={1:2}"], "1:2: write {name:value,...}"),
     ],
 )

@@ -152,8 +152,16 @@ def test_a_configuration_is_frozen() -> None:
             "give one number per stage",
         ),
         (InferConfig, {"attn_type": None}, None),
-        (ModelsConfig, {"ckpt_dir": ""}, "models.ckpt_dir='': use null or text that is not empty"),
-        (ModelsConfig, {"ckpt_dir": 7}, "models.ckpt_dir=7: use null or text that is not empty"),
+        (
+            ModelsConfig,
+            {"ckpt_dir": ""},
+            "models.ckpt_dir='': use null or printable text that is not empty",
+        ),
+        (
+            ModelsConfig,
+            {"ckpt_dir": 7},
+            "models.ckpt_dir=7: use null or printable text that is not empty",
+        ),
         (
             ModelsConfig,
             {"hf_overrides": 3},
@@ -168,7 +176,7 @@ def test_a_configuration_is_frozen() -> None:
         (
             ServeSection,
             {"api_keys": "sk-secret"},
-            "serve.api_keys=***: use a list like [a,b], each text that is not empty",
+            "serve.api_keys=***: use a list like [a,b], each printable text that is not empty",
         ),
         (
             ServeSection,
