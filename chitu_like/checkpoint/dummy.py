@@ -98,11 +98,16 @@ class DummyTensor:
     def _stretch(self, start: int, size: int) -> Tensor:
         """Values `start` to `start + size` of the flattened tensor."""
         out = torch.empty(size, dtype=self.dtype)
-        at, done = (self._start + start) % PERIOD, 0
-        while done < size:
-            taken = min(PERIOD - at, size - done)
-            out[done : done + taken] = self._values[at : at + taken]
-            at, done = 0, done + taken
+        at = (self._start + start) % PERIOD
+        done = 0
+        for values in (self._values[at:], self._values[:at]):
+            taken = min(len(values), size - done)
+            out[done : done + taken] = values[:taken]
+            done += taken
+        while done < size:  # a whole number of periods stands there: double it
+            taken = min(done, size - done)
+            out[done : done + taken] = out[:taken]
+            done += taken
         return out
 
 
