@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import tokenizers
 from tokenizers import processors
 
@@ -77,6 +78,8 @@ class Tokenizer:
                 raise
             except Exception as error:  # the library raises nothing narrower
                 raise CheckpointError(f"{path} is broken: {error}") from error
+            # As in transformers 5: the template inside tokenizer.json is the truth about BOS and EOS.
+            config = msgspec.structs.replace(config, add_bos_token=None, add_eos_token=None)
             return cls(ConvertedTokenizer(backend=backend), config)
         converted = convert_folder(folder, config)
         if converted is None:
@@ -143,7 +146,7 @@ class Tokenizer:
         return content.encode()
 
     def _set_template(self, converted: ConvertedTokenizer, config: TokenizerConfig) -> None:
-        """Let add_bos_token and add_eos_token win over tokenizer.json, as transformers does."""
+        """Put BOS and EOS around a text as add_bos_token and add_eos_token say."""
         explicit = config.add_bos_token is not None or config.add_eos_token is not None
         if not explicit and not converted.adds_bos:
             return

@@ -2,6 +2,7 @@ import functools
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders
+from tokenizers import decoders, processors
 
 from chitu_like.core.errors import CheckpointError, ChituError, RequestError, UnsupportedError
 from chitu_like.server.llama3_convert import LLAMA3_PATTERN
@@ -247,11 +248,47 @@ def test_llama3_ranks_bring_their_special_tokens(llama3: Tokenizer) -> None:
 def test_begin_and_end_tokens_follow_tokenizer_config(
     tmp_path: Path, flags: dict[str, object], expected: str
 ) -> None:
-    tokenizer = Tokenizer.load(write_byte_level(tmp_path, **flags))
+    tokenizer = Tokenizer.load(write_vocab_and_merges(tmp_path, **flags))
     text = tokenizer.decode(tokenizer.encode("a fox"), skip_special_tokens=False)
     assert text == expected.format("a fox")
     without = tokenizer.encode("a fox", add_special_tokens=False)
     assert tokenizer.decode(without, skip_special_tokens=False) == "a fox"
+
+
+@pytest.mark.parametrize(
+    ("write", "config"),
+    [
+        (write_vocab_and_merges, {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True}),
+        (write_vocab_and_merges, {"tokenizer_class": "Qwen2Tokenizer"}),
+        (write_byte_level, {"add_bos_token": True, "add_eos_token": True}),
+        (write_byte_level, {"additional_special_tokens": ["<x>"]}),
+        (write_byte_level, {"added_tokens_decoder": {"1": {"content": "<|end|>"}}}),
+    ],
+)
+def test_a_folder_gives_the_tokens_that_transformers_gives(
+    tmp_path: Path, write: Callable[..., Path], config: dict[str, object]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    write(tmp_path, **{"tokenizer_class": "PreTrainedTokenizerFast", **config})
+    ours = Tokenizer.load(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    words = ["the", " fox", "  ", "\n", "42", "!", "ß", "你", "🦊", "e\u0301", "<|end|>", "<x>"]
+    random.seed(3)
+    for _ in range(200):
+        text = "".join(random.choices(words, k=random.randrange(12)))
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_the_template_inside_tokenizer_json_wins_over_the_flags(tmp_path: Path) -> None:
+    write_byte_level(tmp_path, add_bos_token=False)
+    backend = byte_level_backend()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", 0)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).encode("a")[0] == 0
 
 
 def test_add_bos_token_false_wins_over_the_sentencepiece_default(tmp_path: Path) -> None:
