@@ -18,6 +18,7 @@ CPU_CHUNK, CUDA_CHUNK = 512, 8192
 # Rows of a block are contiguous: attention on cpu reads longer runs per table look-up; 16 is what
 # every paged kernel on cuda takes.
 CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE = 32, 16
+SKEW_MAX_SEQ_LEN = 4096  # a slot is paid for whole, so the model's limit would leave few of them
 CUDA_SWAP_GIB = 4.0
 MAX_QUEUED_REQUESTS = 4096
 MAX_QUEUED_TOKENS = 4 << 20  # about 32 MiB of ids on the host
@@ -53,12 +54,7 @@ class _Resolver:
         dtype = self._dtype(device)
         self._check_partition()
         max_seq_len = self._max_seq_len()
-        block_size = self._number(
-            "infer.block_size",
-            infer.block_size,
-            CPU_BLOCK_SIZE if on_cpu else CUDA_BLOCK_SIZE,
-            "long runs read well on cpu" if on_cpu else "what every paged kernel takes",
-        )
+        block_size = self._block_size(on_cpu, max_seq_len)
         batched_tokens, chunk = self._step_tokens(on_cpu)
         self._note_foregone(dtype)
         return ResolvedConfig(
@@ -146,6 +142,8 @@ class _Resolver:
 
     def _max_seq_len(self) -> int:
         asked, limit = self.config.infer.max_seq_len, self.spec.max_seq_len
+        if asked == "auto" and self.config.infer.cache_type == "skew":
+            return min(limit, SKEW_MAX_SEQ_LEN)
         if asked == "auto":
             return limit
         if asked > limit:
@@ -154,6 +152,21 @@ class _Resolver:
                 f"use at most {limit}"
             )
         return asked
+
+    def _block_size(self, on_cpu: bool, max_seq_len: int) -> int:
+        """With the skew cache a slot is one block as long as the longest request."""
+        asked = self.config.infer.block_size
+        if self.config.infer.cache_type == "skew":
+            if asked != "auto":
+                raise ConfigError(
+                    f"infer.block_size={asked} has no meaning with infer.cache_type=skew, whose "
+                    "slots are infer.max_seq_len long: leave it out, or use cache_type=paged"
+                )
+            self._note("infer.block_size", max_seq_len, "a skew slot holds a whole request")
+            return max_seq_len
+        auto = CPU_BLOCK_SIZE if on_cpu else CUDA_BLOCK_SIZE
+        reason = "long runs read well on cpu" if on_cpu else "what every paged kernel takes"
+        return self._number("infer.block_size", asked, auto, reason)
 
     def _step_tokens(self, on_cpu: bool) -> tuple[int, int]:
         """(max_num_batched_tokens, prefill_chunk_size)."""

@@ -29,7 +29,7 @@ class ResolvedConfig:
         device: what computes.
         dtype: of weights, activations and the KV cache.
         block_size: tokens of one KV block.
-        prefill_chunk_size: prompt tokens per step at most, for one request.
+        prefill_chunk_size: prompt tokens per step at most.
         max_num_batched_tokens: tokens of one step at most.
         max_queued_requests: waiting requests at most.
         max_queued_tokens: prompt tokens of waiting requests at most.

@@ -23,17 +23,6 @@ QuantName: TypeAlias = Literal[
     "llmint8", "w8a16", "simple_w8a8", "awq", "gptq", "fp8", "fp8_block", "w4a16"
 ]
 
-SORT_KEYS = (
-    "fcfs",
-    "prefill_first",
-    "stride",
-    "deadline",
-    "prefix_align",
-    "balance",
-    "mlfq",
-    "request_preset",
-)
-
 MAX_TOKENS = 1 << 24  # no model reads 16 Mi tokens; larger is a slip of the keyboard
 MAX_REQS = 1 << 16
 MAX_RANKS = 1 << 12
@@ -177,7 +166,8 @@ class SchedulerConfig(Section):
 
     type: str = setting(
         "prefill_first",
-        f"comma list of sort keys, the first decides: {', '.join(SORT_KEYS)} (fifo is fcfs)",
+        "comma list of sort keys, the first decides: fcfs (fifo), prefill_first, stride, deadline, "
+        "prefix_align, balance, mlfq, request_preset",
     )
     max_num_batched_tokens: int | Auto = setting(
         "auto", "tokens of one step at most, prefill and decode together", low=1, high=MAX_TOKENS
@@ -189,23 +179,12 @@ class SchedulerConfig(Section):
         "auto", "prompt tokens of waiting requests at most", low=1, high=1 << 32
     )
 
-    def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown or repeated sort key; write fifo as fcfs."""
-        super().__post_init__()
-        names = [part.strip() for part in self.type.split(",")]
-        names = ["fcfs" if name == "fifo" else name for name in names]
-        unknown = [name for name in names if name not in SORT_KEYS]
-        if unknown or len(set(names)) != len(names):
-            fault = f"{unknown[0]!r} is no sort key" if unknown else "a sort key stands twice"
-            raise ConfigError(
-                f"scheduler.type={self.type}: {fault}; use a comma list of {', '.join(SORT_KEYS)}"
-            )
-        object.__setattr__(self, "type", ",".join(names))
-
-    @property
-    def sort_keys(self) -> tuple[str, ...]:
-        """The sort keys in their order."""
-        return tuple(self.type.split(","))
+    starvation_s: float = setting(
+        60.0,
+        "seconds without service after which a request goes before all others",
+        low=0.001,
+        high=MAX_SECONDS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from chitu_like.config.resolved import Decision, ResolvedConfig
 from chitu_like.core.errors import CapacityError
 
 CPU_MAX_REQS, CUDA_MAX_REQS = 64, 256
-SKEW_MAX_REQS = 8  # dense slots are paid for whether used or not
 
 
 def settle(resolved: ResolvedConfig, num_blocks: int) -> ResolvedConfig:
@@ -25,16 +24,20 @@ def settle(resolved: ResolvedConfig, num_blocks: int) -> ResolvedConfig:
     """
     infer = resolved.config.infer
     decisions = list(resolved.decisions)
+    if infer.num_blocks == "auto" and infer.cache_type == "skew":
+        usual = CPU_MAX_REQS if resolved.device == "cpu" else CUDA_MAX_REQS
+        num_blocks = min(num_blocks, usual if infer.max_reqs == "auto" else infer.max_reqs)
     if infer.num_blocks == "auto":
         share = f"{infer.memory_utilization:.0%} of the memory"
         reason = f"{num_blocks * resolved.block_size} tokens fit in {share}"
         decisions.append(Decision("infer.num_blocks", str(num_blocks), reason))
     max_seq_len = _max_seq_len(resolved, num_blocks, decisions)
+    max_reqs = _max_reqs(resolved, num_blocks, decisions)
     return replace(
         resolved,
         num_blocks=num_blocks,
         max_seq_len=max_seq_len,
-        max_reqs=_max_reqs(resolved, num_blocks, max_seq_len, decisions),
+        max_reqs=max_reqs,
         decisions=tuple(decisions),
     )
 
@@ -51,22 +54,15 @@ def _max_seq_len(resolved: ResolvedConfig, num_blocks: int, decisions: list[Deci
     if asked != "auto":
         return asked
     reason = "all that the KV cache holds"
-    if infer.cache_type == "skew":
-        slots = SKEW_MAX_REQS if infer.max_reqs == "auto" else infer.max_reqs
-        held = max(num_blocks // slots, 1) * size
-        reason = f"the KV cache shared by {slots} slots"
     if held >= resolved.max_seq_len:
-        held, reason = resolved.max_seq_len, "the model's limit"
+        is_cut = infer.cache_type == "skew"
+        held, reason = resolved.max_seq_len, "a skew slot" if is_cut else "the model's limit"
     decisions.append(Decision("infer.max_seq_len", str(held), reason))
     return held
 
 
-def _max_reqs(
-    resolved: ResolvedConfig, num_blocks: int, max_seq_len: int, decisions: list[Decision]
-) -> int:
-    room = num_blocks
-    if resolved.config.infer.cache_type == "skew":  # a slot is as long as the longest request
-        room = num_blocks // -(-max_seq_len // resolved.block_size)
+def _max_reqs(resolved: ResolvedConfig, num_blocks: int, decisions: list[Decision]) -> int:
+    room = num_blocks  # a request holds one block at least; with the skew cache just one
     asked = resolved.config.infer.max_reqs
     if asked != "auto":
         if asked > room:

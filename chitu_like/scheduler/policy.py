@@ -145,8 +145,9 @@ class Ordering:
         names = [ALIASES.get(name, name) for name in names]
         for name in names:
             if name not in SORT_KEYS or names.count(name) > 1:
+                fault = "stands twice" if name in SORT_KEYS else "is no sort key"
                 raise ConfigError(
-                    f"scheduler.type={scheduler_type!r}: {name!r} is unknown or repeated; "
+                    f"scheduler.type={scheduler_type}: {name!r} {fault}; "
                     f"use a comma list of {', '.join(SORT_KEYS)}"
                 )
         keys = [SORT_KEYS[name] for name in names]

@@ -168,13 +168,19 @@ def test_the_pool_settles_length_and_requests() -> None:
     assert (given.max_seq_len, given.max_reqs) == (320, 2)
 
 
-def test_the_skew_cache_settles_on_whole_slots() -> None:
+def test_a_skew_slot_is_one_block_as_long_as_the_longest_request() -> None:
     done = settle(resolved(CPU, "infer.cache_type=skew"), 3000)
-    assert (done.max_seq_len, done.max_reqs) == (3000 // 8 * 32, 8)
+    assert (done.block_size, done.max_seq_len) == (4096, 4096)
+    assert (done.num_blocks, done.max_reqs) == (64, 64)
     done = settle(resolved(CPU, "infer.cache_type=skew", "infer.max_reqs=3"), 3000)
-    assert (done.max_seq_len, done.max_reqs) == (32000, 3)
+    assert (done.num_blocks, done.max_reqs) == (3, 3)
     done = settle(resolved(CPU, "infer.cache_type=skew", "infer.max_seq_len=33"), 9)
-    assert done.max_reqs == 4
+    assert (done.block_size, done.num_blocks, done.max_reqs) == (33, 9, 9)
+
+
+def test_a_block_size_has_no_meaning_in_the_skew_cache() -> None:
+    with pytest.raises(ConfigError, match=r"infer\.block_size=16 has no meaning"):
+        resolved(CPU, "infer.cache_type=skew", "infer.block_size=16")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +189,7 @@ def test_the_skew_cache_settles_on_whole_slots() -> None:
         (["infer.max_seq_len=321"], 10),
         ([], 0),
         (["infer.max_reqs=11"], 10),
-        (["infer.max_reqs=3", "infer.max_seq_len=160", "infer.cache_type=skew"], 10),
+        (["infer.max_reqs=3", "infer.max_seq_len=160", "infer.cache_type=skew"], 2),
     ],
 )
 def test_a_pool_too_small_is_said_so(overrides: list[str], num_blocks: int) -> None:

@@ -183,12 +183,6 @@ def test_a_configuration_is_frozen() -> None:
             {"admin_api_key": "sk secret"},
             "serve.admin_api_key=***: use keys of printable ASCII without spaces",
         ),
-        (
-            SchedulerConfig,
-            {"type": "fcfs,fifo"},
-            "scheduler.type=fcfs,fifo: a sort key stands twice; use a comma list of fcfs, "
-            "prefill_first, stride, deadline, prefix_align, balance, mlfq, request_preset",
-        ),
     ],
 )
 def test_a_value_that_does_not_fit_is_one_line(
@@ -199,17 +193,6 @@ def test_a_value_that_does_not_fit_is_one_line(
     assert "\n" not in str(raised.value)
     if message is not None:
         assert str(raised.value) == message
-
-
-def test_an_unknown_sort_key_is_named() -> None:
-    with pytest.raises(
-        ConfigError, match=r"scheduler\.type=prefil_first: 'prefil_first' is no sort"
-    ):
-        SchedulerConfig(type="prefil_first")
-
-
-def test_fifo_is_fcfs() -> None:
-    assert SchedulerConfig(type="prefill_first, fifo").sort_keys == ("prefill_first", "fcfs")
 
 
 def test_do_load_false_is_load_format_none() -> None:

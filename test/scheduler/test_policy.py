@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chitu_like.config.keys import known_keys
 from chitu_like.core.errors import ConfigError
 from chitu_like.scheduler.policy import SORT_KEYS, Ordering
 from test.scheduler.scheduling import Rig, make_rig
@@ -146,3 +147,8 @@ def test_keys_combine_in_the_order_given():
 def test_an_unknown_or_repeated_key_names_the_known_ones(bad):
     with pytest.raises(ConfigError, match=r"scheduler\.type=.*fcfs, prefill_first"):
         Ordering(bad)
+
+
+def test_explain_names_every_sort_key():
+    meaning = known_keys()["scheduler.type"].setting.meaning
+    assert [name for name in SORT_KEYS if name not in meaning] == []

@@ -1,0 +1,248 @@
+"""From a configuration to one loaded instance in this process: the common root of service and LLM."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from chitu_like.checkpoint.loader import LoadReport
+from chitu_like.config.architecture import read_model_spec
+from chitu_like.config.generation import read_generation_defaults
+from chitu_like.config.resolve import resolve
+from chitu_like.config.resolved import ResolvedConfig
+from chitu_like.config.schema import ServeConfig
+from chitu_like.config.settle import settle
+from chitu_like.core.errors import CheckpointError
+from chitu_like.core.model_spec import ModelSpec
+from chitu_like.core.sampling_params import SamplingParams
+from chitu_like.engine.engine import Engine
+from chitu_like.engine.messages import EngineInfo
+from chitu_like.kvcache.block_manager import BlockManager
+from chitu_like.scheduler.policy import Ordering
+from chitu_like.scheduler.scheduler import Scheduler, SchedulerLimits
+from chitu_like.server.chat_template import ChatTemplate
+from chitu_like.server.tokenizer import Tokenizer
+from chitu_like.worker.device import device_facts, set_thread_count
+from chitu_like.worker.executor import LocalExecutor
+from chitu_like.worker.memory import MemoryPlan
+from chitu_like.worker.model_runner import ModelRunner
+from chitu_like.worker.options import RunnerOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What turns text into token ids and back.
+
+    Attributes:
+        tokenizer: of the checkpoint.
+        chat_template: None where the checkpoint has none.
+    """
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """What the files of a model say; read before any weight.
+
+    Attributes:
+        spec: its shape.
+        tokenizer_dir: folder of its tokenizer; None: token ids in and out.
+        eos_token_ids: tokens that end its text; empty with infer.stop_with_eos=false.
+        sampling_defaults: fields of SamplingParams that its makers suggest.
+    """
+
+    spec: ModelSpec
+    tokenizer_dir: Path | None
+    eos_token_ids: list[int]
+    sampling_defaults: dict[str, int | float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedEngine:
+    """An engine that is ready to step, and what is worth telling about it.
+
+    Attributes:
+        engine: owns everything that was loaded.
+        resolved: the configuration with every `auto` decided.
+        memory: where the memory went.
+        load_report: bytes and seconds of the weights; None where none were read.
+        num_host_blocks: KV blocks in host memory.
+    """
+
+    engine: Engine
+    resolved: ResolvedConfig
+    memory: MemoryPlan
+    load_report: LoadReport | None
+    num_host_blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """A loaded engine with its text and sampling defaults: all that `LLM` needs."""
+
+    engine: Engine
+    text: Text | None
+    eos_token_ids: list[int]
+    default_params: SamplingParams
+
+
+def load_instance(config: ServeConfig, *, shows_progress: bool) -> Instance:
+    """Load model and tokenizer into this process.
+
+    Raises:
+        ChituError: a mistake in the configuration or the checkpoint.
+    """
+    files = read_model_files(config)
+    text = load_text(files.tokenizer_dir)
+    loaded = load_engine(config, files, shows_progress=shows_progress)
+    return Instance(
+        engine=loaded.engine,
+        text=text,
+        eos_token_ids=files.eos_token_ids or _eos_of(config, text),
+        default_params=SamplingParams(**files.sampling_defaults),  # type: ignore[arg-type]
+    )
+
+
+def read_model_files(config: ServeConfig) -> ModelFiles:
+    """Read everything about the model but its weights and its tokenizer.
+
+    Raises:
+        ChituError: a file is missing, broken or contradicts the configuration.
+    """
+    spec = read_model_spec(config.models)
+    defaults = read_generation_defaults(config.models.ckpt_dir)
+    eos_token_ids = defaults.eos_token_ids or spec.eos_token_ids
+    return ModelFiles(
+        spec=spec,
+        tokenizer_dir=_tokenizer_dir(config),
+        eos_token_ids=list(eos_token_ids) if config.infer.stop_with_eos else [],
+        sampling_defaults=dict(defaults.sampling),
+    )
+
+
+def load_text(folder: Path | None) -> Text | None:
+    """The tokenizer and chat template of a folder.
+
+    Raises:
+        CheckpointError: the folder's files are broken.
+    """
+    if folder is None:
+        return None
+    tokenizer = Tokenizer.load(folder)
+    source = tokenizer.chat_template
+    template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
+    return Text(tokenizer=tokenizer, chat_template=template)
+
+
+def load_engine(config: ServeConfig, files: ModelFiles, *, shows_progress: bool) -> LoadedEngine:
+    """Load the weights, plan the memory and put the engine together.
+
+    Raises:
+        ChituError: the checkpoint is not this model's, or something does not fit.
+    """
+    set_thread_count()
+    ordering = Ordering(config.scheduler.type)
+    resolved = resolve(config, device_facts(config.infer.device), files.spec)
+    runner = ModelRunner.build(_runner_options(resolved, files.spec))
+    report = runner.load(
+        config.models.ckpt_dir,
+        load_format=config.models.load_format,
+        seed=config.infer.seed,
+        progress=shows_progress,
+    )
+    fixed = config.infer.num_blocks
+    memory = runner.plan_memory(
+        config.infer.memory_utilization, num_blocks=None if fixed == "auto" else fixed
+    )
+    resolved = settle(resolved, memory.num_blocks)
+    info = _engine_info(resolved, files.spec)
+    num_host_blocks = resolved.swap_space_bytes // memory.bytes_per_block
+    runner.allocate(
+        info.num_blocks,
+        num_host_blocks=num_host_blocks,
+        max_reqs=info.max_reqs,
+        max_seq_len=info.max_seq_len,
+    )
+    blocks = BlockManager(
+        info.num_blocks,
+        info.block_size,
+        enable_prefix_caching=resolved.enable_prefix_caching,
+        num_host_blocks=num_host_blocks,
+    )
+    limits = SchedulerLimits(
+        max_reqs=info.max_reqs,
+        max_seq_len=info.max_seq_len,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
+        prefill_chunk_size=resolved.prefill_chunk_size,
+        max_queued_requests=resolved.max_queued_requests,
+        max_queued_tokens=resolved.max_queued_tokens,
+        starvation_s=config.scheduler.starvation_s,
+    )
+    engine = Engine(
+        Scheduler(limits, blocks, ordering),
+        LocalExecutor(runner, overlap=config.infer.schedule_overlap),
+        info,
+        seed=config.infer.seed,
+        clock=time.monotonic,
+    )
+    return LoadedEngine(
+        engine=engine,
+        resolved=resolved,
+        memory=memory,
+        load_report=report,
+        num_host_blocks=num_host_blocks,
+    )
+
+
+def _runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
+    """What the runner is built with; slots and lengths are bounds until the pool is planned."""
+    default = RunnerOptions.__dataclass_fields__["max_reqs"].default
+    return RunnerOptions(
+        spec=spec,
+        dtype=resolved.dtype,
+        device=resolved.device,
+        max_seq_len=resolved.max_seq_len,
+        attn_type=resolved.attn_type,
+        block_size=resolved.block_size,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
+        max_reqs=default if resolved.max_reqs is None else resolved.max_reqs,
+    )
+
+
+def _engine_info(resolved: ResolvedConfig, spec: ModelSpec) -> EngineInfo:
+    if resolved.num_blocks is None or resolved.max_reqs is None:
+        raise RuntimeError("the configuration was not settled")
+    return EngineInfo(
+        max_seq_len=resolved.max_seq_len,
+        max_reqs=resolved.max_reqs,
+        num_blocks=resolved.num_blocks,
+        block_size=resolved.block_size,
+        vocab_size=spec.vocab_size,
+    )
+
+
+def _tokenizer_dir(config: ServeConfig) -> Path | None:
+    """The tokenizer's folder; None where weights are made up and no tokenizer is asked for."""
+    models = config.models
+    folder = models.tokenizer_dir
+    is_made_up = models.load_format != "auto" and models.tokenizer_path is None
+    if folder is None or (is_made_up and not _has_tokenizer(Path(folder))):
+        return None
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"models.tokenizer_path={folder} is no folder")
+    return Path(folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "original/tokenizer.model")
+    return any((folder / name).is_file() for name in names)
+
+
+def _eos_of(config: ServeConfig, text: Text | None) -> list[int]:
+    """The tokenizer's end-of-text tokens, where the checkpoint's files name none."""
+    if text is None or not config.infer.stop_with_eos:
+        return []
+    return list(text.tokenizer.eos_token_ids)

@@ -1,0 +1,442 @@
+"""The engine in your own program: prompts in, answers out, no server and no sockets.
+
+Example::
+
+    from chitu_like import LLM, SamplingParams
+
+    with LLM("models=tiny-chat") as llm:
+        answers = llm.chat([[{"role": "user", "content": "hi"}]], SamplingParams(temperature=0))
+        print(answers[0].outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TypeAlias
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from chitu_like.config.load import load_config
+from chitu_like.core.errors import ChituError, RequestError, UnsupportedError
+from chitu_like.core.output import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    RequestDelta,
+    RequestOutput,
+    TokenLogprobs,
+)
+from chitu_like.core.sampling_params import SamplingParams
+from chitu_like.engine.messages import AddRequest
+from chitu_like.instance import Instance, load_instance
+from chitu_like.server.detokenizer import IncrementalDetokenizer
+from chitu_like.server.tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[int]
+Message: TypeAlias = Mapping[str, object]
+
+
+class LLM:
+    """A loaded model that answers. One process, one thread: not to be shared between threads.
+
+    Args:
+        overrides: configuration keys as on the command line, e.g. "infer.max_reqs=64".
+        config_name: replaces the top configuration file, as CONFIG_NAME does.
+        progress: show progress bars while loading and generating.
+
+    Raises:
+        ChituError: one of core/errors.py, before any weight is read where that is possible.
+    """
+
+    def __init__(
+        self, *overrides: str, config_name: str | None = None, progress: bool = True
+    ) -> None:
+        """Load the model."""
+        self._instance: Instance = load_instance(
+            load_config(overrides, config_name), shows_progress=progress
+        )
+        self._shows_progress = progress
+        self._ids = itertools.count()
+        self._choices: dict[str, _Choice] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            UnsupportedError: the model was loaded without one (token ids in and out).
+        """
+        if self._instance.text is None:
+            raise UnsupportedError(
+                "this model has no tokenizer: give token ids, or set models.tokenizer_path"
+            )
+        return self._instance.text.tokenizer
+
+    def default_params(self) -> SamplingParams:
+        """What a call without parameters uses: the model's generation_config, else OpenAI's."""
+        return self._instance.default_params
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Answer every prompt.
+
+        Args:
+            prompts: texts or lists of token ids, one or many.
+            params: one for all, or one each; None: default_params().
+            progress: overrides the constructor's choice.
+
+        Returns: one answer a prompt, in order. A prompt that was refused has `error` set; it costs
+            the others nothing.
+
+        Raises:
+            RequestError: the number of params is not that of the prompts.
+        """
+        many = [prompts] if _is_one(prompts) else list(prompts)
+        each = self._params_for(many, params)
+        open_answers = [
+            _Answer(str(next(self._ids)), p, s) for p, s in zip(many, each, strict=True)
+        ]
+        shows = self._shows_progress if progress is None else progress
+        try:
+            self._run(open_answers, shows)
+        finally:
+            self._forget(open_answers)
+        return [answer.output() for answer in open_answers]
+
+    def chat(
+        self,
+        conversations: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        **template_arguments: object,
+    ) -> list[RequestOutput]:
+        """Answer every conversation, rendered with the model's chat template.
+
+        Args:
+            conversations: lists of {"role", "content"} messages, or one such list.
+            params: as for `generate`.
+            progress: as for `generate`.
+            template_arguments: handed to the template, e.g. enable_thinking=False.
+        """
+        first = conversations[0] if conversations else []
+        many = [conversations] if isinstance(first, Mapping) else conversations
+        prompts = [self.render_chat(messages, **template_arguments) for messages in many]  # type: ignore[arg-type]
+        return self.generate(prompts, params, progress=progress)
+
+    def render_chat(self, messages: Sequence[Message], **template_arguments: object) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer."""
+        text = self._instance.text
+        if text is None or text.chat_template is None:
+            raise UnsupportedError(
+                "this model has no chat template: use generate, or stream a text"
+            )
+        rendered = text.chat_template.render(
+            [dict(message) for message in messages], **template_arguments
+        )
+        return self.tokenizer.encode(rendered, add_special_tokens=False)
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> Iterator[CompletionOutput]:
+        """Answer one prompt piece by piece.
+
+        Yields: what is new since the last: text, token ids, log-probabilities; the last piece has a
+            finish_reason. Dropping the iterator aborts the request.
+
+        Raises:
+            RequestError: the prompt was refused.
+        """
+        answer = _Answer(str(next(self._ids)), prompt, params or self.default_params())
+        try:
+            self._submit(answer)
+            while not answer.is_done:
+                self._step()
+                yield from answer.news()
+            if answer.error is not None:
+                raise RequestError(answer.error)
+            yield from answer.news()
+        finally:
+            self._forget([answer])
+
+    def shutdown(self) -> None:
+        """Free the model. May be called twice."""
+        self._instance.engine.shutdown()
+
+    def __enter__(self) -> LLM:
+        """Use as a context: leaving it shuts down."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Shut down."""
+        self.shutdown()
+
+    def _params_for(
+        self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.default_params()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(
+                f"{len(prompts)} prompts but {len(params)} SamplingParams: give one, or one each",
+                param="params",
+            )
+        return list(params)
+
+    def _run(self, answers: list[_Answer], shows_progress: bool) -> None:
+        """Feed the engine as it makes room, until every answer is done."""
+        waiting = iter(answers)
+        unfinished = len(answers)
+        total_tokens = 0
+        running: list[_Answer] = []
+        with _progress_bar(shows_progress) as bar:
+            task = bar.add_task("generating", total=len(answers), rate="")
+            while unfinished:
+                running += self._feed(waiting)
+                num_tokens = self._step()
+                num_before = len(running)
+                running = [answer for answer in running if not answer.is_done]
+                unfinished -= num_before - len(running)
+                total_tokens += num_tokens
+                rate = f"{total_tokens / (bar.tasks[task].elapsed or 1e-9):.0f} tokens/s"
+                bar.update(task, completed=len(answers) - unfinished, rate=rate)
+
+    def _feed(self, waiting: Iterator[_Answer]) -> list[_Answer]:
+        """Keep about one more batch waiting: the queue's bounds are for strangers, not for us."""
+        engine = self._instance.engine
+        room = engine.info.max_reqs - engine.stats().num_waiting
+        fed: list[_Answer] = []
+        while room > 0 and (answer := next(waiting, None)) is not None:
+            room -= self._submit(answer)
+            fed.append(answer)
+        return fed
+
+    def _submit(self, answer: _Answer) -> int:
+        """Hand an answer's completions to the engine; a refusal is kept in the answer."""
+        try:
+            answer.prompt_token_ids = self._encode(answer.prompt)
+        except ChituError as error:
+            answer.error = str(error)
+            return 0
+        params = answer.params
+        for index in range(params.n):
+            seed = None if params.seed is None else params.seed + index
+            choice = _Choice(index, replace(params, n=1, seed=seed), answer, self._instance)
+            request_id = f"{answer.request_id}-{index}"
+            answer.choices[request_id] = self._choices[request_id] = choice
+            self._instance.engine.add(
+                AddRequest(
+                    request_id,
+                    answer.prompt_token_ids,
+                    choice.params,
+                    self._instance.eos_token_ids,
+                )
+            )
+        return params.n
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _step(self) -> int:
+        """One step of the engine; returns the output tokens it brought."""
+        num_tokens = 0
+        for delta in self._instance.engine.step():
+            num_tokens += len(delta.token_ids)
+            choice = self._choices.get(delta.request_id)
+            if choice is None:
+                continue
+            choice.take(delta)
+            if choice.stopped_by_text:
+                self._instance.engine.abort(delta.request_id)
+        return num_tokens
+
+    def _forget(self, answers: list[_Answer]) -> None:
+        """Drop what is left of these; unfinished ones (an interrupt) are aborted."""
+        for request_id in [key for answer in answers for key in answer.choices]:
+            choice = self._choices.pop(request_id)
+            if choice.finish_reason is None:
+                self._instance.engine.abort(request_id)
+
+
+class _Answer:
+    """What is known so far of the answer to one prompt."""
+
+    def __init__(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.params = params
+        self.prompt_token_ids: list[int] = []
+        self.choices: dict[str, _Choice] = {}
+        self.error: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every completion ended, or the prompt was refused."""
+        if self.error is not None:
+            return True
+        done = [choice.finish_reason is not None for choice in self.choices.values()]
+        return bool(done) and all(done)
+
+    def news(self) -> list[CompletionOutput]:
+        """What each completion has that was not handed out yet."""
+        pieces = [choice.piece() for choice in self.choices.values()]
+        return [piece for piece in pieces if piece is not None]
+
+    def output(self) -> RequestOutput:
+        """The whole answer."""
+        choices = list(self.choices.values())
+        first = choices[0] if choices else None
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt if isinstance(self.prompt, str) else None,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=[] if self.error else [choice.output() for choice in choices],
+            prompt_logprobs=first.prompt_logprobs() if first else None,
+            num_cached_tokens=first.last.num_cached_tokens if first and first.last else 0,
+            times=first.last.times if first and first.last else None,
+            error=self.error,
+        )
+
+
+class _Choice:
+    """One completion of an answer while it grows."""
+
+    def __init__(
+        self, index: int, params: SamplingParams, answer: _Answer, instance: Instance
+    ) -> None:
+        self.index = index
+        self.params = params
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self.stopped_by_text = False
+        self.last: RequestDelta | None = None
+        self._answer = answer
+        self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._num_tokens_shown = 0
+        self._num_characters_shown = 0
+        self._was_end_shown = False
+        self._tokenizer = instance.text.tokenizer if instance.text else None
+        self._detokenizer = (
+            IncrementalDetokenizer(
+                self._tokenizer,
+                answer.prompt_token_ids,
+                stop=params.stop,
+                include_stop_str_in_output=params.include_stop_str_in_output,
+                skip_special_tokens=params.skip_special_tokens,
+                min_tokens=params.min_tokens,
+            )
+            if self._tokenizer
+            else None
+        )
+
+    def take(self, delta: RequestDelta) -> None:
+        """Add what a step brought."""
+        if self.finish_reason is not None:
+            return
+        self.last = delta
+        self.token_ids += delta.token_ids
+        self._logprobs += delta.logprobs
+        self._prompt_logprobs += delta.prompt_logprobs
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_token_id
+        if delta.error is not None:
+            self._answer.error = delta.error
+        if self._detokenizer is None:
+            return
+        # The token that ended the request is no text, unless the user wants to see it all.
+        ends = (
+            delta.finish_reason is FinishReason.STOP and not self.params.include_stop_str_in_output
+        )
+        self.text += self._detokenizer.push(delta.token_ids[:-1] if ends else delta.token_ids)
+        if self._detokenizer.stop_reason is not None:
+            self._end_at_stop_string(self._detokenizer.stop_reason)
+        elif self.finish_reason is not None:
+            self.text += self._detokenizer.finish()
+
+    def _end_at_stop_string(self, stop: str) -> None:
+        self.stopped_by_text = self.finish_reason is None
+        self.finish_reason, self.stop_reason = FinishReason.STOP, stop
+        num_tokens = self._detokenizer.num_tokens if self._detokenizer else len(self.token_ids)
+        del self.token_ids[num_tokens:]
+        del self._logprobs[num_tokens:]
+
+    def piece(self) -> CompletionOutput | None:
+        """What was not handed out yet; None where nothing is new."""
+        new_tokens = self.token_ids[self._num_tokens_shown :]
+        new_text = self.text[self._num_characters_shown :]
+        is_end = self.finish_reason is not None and not self._was_end_shown
+        if not new_tokens and not new_text and not is_end:
+            return None
+        new_logprobs = self._logprobs[self._num_tokens_shown :]
+        self._num_tokens_shown = len(self.token_ids)
+        self._num_characters_shown = len(self.text)
+        self._was_end_shown = self.finish_reason is not None
+        return self._output(new_text, new_tokens, new_logprobs)
+
+    def output(self) -> CompletionOutput:
+        """The completion as it stands."""
+        return self._output(self.text, list(self.token_ids), self._logprobs)
+
+    def _output(
+        self, text: str, token_ids: list[int], logprobs: list[TokenLogprobs]
+    ) -> CompletionOutput:
+        wants = self.params.logprobs is not None
+        return CompletionOutput(
+            index=self.index,
+            text=text,
+            token_ids=token_ids,
+            logprobs=[self._readable(entry) for entry in logprobs] if wants else None,
+            cumulative_logprob=sum(entry.logprob for entry in self._logprobs) if wants else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
+        """One entry a prompt token, None for the first; None unless asked for."""
+        if self.params.prompt_logprobs is None:
+            return None
+        return [None, *(self._readable(entry) for entry in self._prompt_logprobs)]
+
+    def _readable(self, entry: TokenLogprobs) -> dict[int, Logprob]:
+        chosen = [(entry.token_id, entry.logprob, entry.rank)]
+        top = [(token_id, value, rank) for rank, (token_id, value) in enumerate(entry.top, 1)]
+        return {
+            token_id: Logprob(
+                logprob=value,
+                rank=rank,
+                decoded_token=self._tokenizer.token_text(token_id) if self._tokenizer else "",
+            )
+            for token_id, value, rank in (*top, *chosen)
+        }
+
+
+def _progress_bar(is_shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[rate]}"),
+        disable=not is_shown,
+    )
+
+
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is a single prompt: a text, or token ids."""
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
