@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 CONTROL_WING = {*DECIDING, "simulator", "planner", "server"}
 # These see both wings, and no room imports them. The empty name is chitu_like/__init__.py.
-ROOF = {"", "__main__", "launch", "llm", "cli", "bench"}
+ROOF = {"", "__main__", "launch", "instance", "llm", "cli", "bench"}
 
 # Package of others -> the only rooms or modules (and the roof) that may import it.
 ONLY_IN: dict[str, set[str]] = {
