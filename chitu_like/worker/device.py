@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+from chitu_like.config.device_facts import DeviceFacts
+from chitu_like.config.schema import DeviceType
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -14,6 +19,29 @@ _CGROUP_MEMORY = (
     ("memory.max", "memory.current", "memory.stat"),  # version 2
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
+
+
+def measure_device(device: DeviceType | Literal["auto"], index: int = 0) -> DeviceFacts:
+    """What the configuration must know of this rank's device before it decides each `auto`.
+
+    Args:
+        device: which kind; auto: cuda where there is one. Where cuda is asked for and there is none,
+            the facts are the CPU's, and the configuration says so to the user.
+        index: of the CUDA device that is this rank's.
+    """
+    if device != "cpu" and torch.cuda.is_available():
+        return _measure_cuda(index)
+    free = available_host_bytes()
+    return DeviceFacts(
+        device="cpu",
+        name=_cpu_name(),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        free_bytes=free,
+        host_free_bytes=free,
+        num_devices=1,
+        num_cpu_cores=count_cores(),
+        supports_bf16=True,  # oneDNN computes it on every x86 with AVX2 and on Arm
+    )
 
 
 def set_thread_count(local_world_size: int = 1) -> int:
@@ -48,6 +76,29 @@ def available_host_bytes() -> int:
         if limit is not None and usage is not None:
             available = min(available, limit - usage + _page_cache_bytes(_CGROUP / stat_file))
     return max(0, available)
+
+
+def _measure_cuda(index: int) -> DeviceFacts:
+    free, total = torch.cuda.mem_get_info(index)
+    return DeviceFacts(
+        device="cuda",
+        name=torch.cuda.get_device_name(index),
+        memory_bytes=total,
+        free_bytes=free,
+        host_free_bytes=available_host_bytes(),
+        num_devices=torch.cuda.device_count(),
+        num_cpu_cores=count_cores(),
+        supports_bf16=torch.cuda.get_device_capability(index) >= (8, 0),
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _system_available_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -48,18 +49,27 @@ def compute_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprob
     )
 
 
-def to_entries(tensors: LogprobTensors, num_top: list[int]) -> list[TokenLogprobs]:
-    """The rows as entries, each with its own number of rivals.
+@dataclass(frozen=True, kw_only=True)
+class RowLogprobs:
+    """Log-probabilities on their way to the host.
 
-    Args:
-        tensors: already on the host.
-        num_top: [num_rows] tokens that each row asked for.
+    Attributes:
+        tensors: on the device; with as many rivals as the greediest row wants.
+        num_top: [num_rows] rivals that each row asked for.
     """
-    columns = [column.tolist() for column in tensors]
-    return [
-        TokenLogprobs(token_id, logprob, rank, _best_first(values, ids)[:count])
-        for token_id, logprob, rank, values, ids, count in zip(*columns, num_top, strict=True)
-    ]
+
+    tensors: LogprobTensors
+    num_top: list[int]
+
+    def to_entries(self, arrived: LogprobTensors) -> list[TokenLogprobs]:
+        """One entry a row; `arrived` are the tensors on the host."""
+        columns = [column.tolist() for column in arrived]
+        return [
+            TokenLogprobs(token_id, logprob, rank, _best_first(values, ids)[:count])
+            for token_id, logprob, rank, values, ids, count in zip(
+                *columns, self.num_top, strict=True
+            )
+        ]
 
 
 def _best_first(logprobs: list[float], token_ids: list[int]) -> list[tuple[int, float]]:

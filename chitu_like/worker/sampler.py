@@ -18,7 +18,7 @@ from chitu_like.ops.sampling import (
     truncation_threshold,
 )
 from chitu_like.ops.upload import upload
-from chitu_like.worker.logprobs import LogprobTensors, compute_logprobs
+from chitu_like.worker.logprobs import RowLogprobs, compute_logprobs
 from chitu_like.worker.slots import Slots
 
 SOUND_LOGIT = 1e30
@@ -60,7 +60,7 @@ class Sampled:
     token_ids: Tensor
     is_unsound: Tensor
     logprob_rows: NDArray[np.int64]
-    logprobs: LogprobTensors | None
+    logprobs: RowLogprobs | None
 
 
 class Sampler:
@@ -110,8 +110,9 @@ class Sampler:
         logprobs = None
         if logprob_rows.size:
             index = upload(logprob_rows, logits.device)
-            num_top = int(table.num_logprobs[rows.slots[logprob_rows]].max())
-            logprobs = compute_logprobs(logits[index], token_ids[index], num_top)
+            num_top = table.num_logprobs[rows.slots[logprob_rows]].tolist()
+            tensors = compute_logprobs(logits[index], token_ids[index], max(num_top))
+            logprobs = RowLogprobs(tensors=tensors, num_top=num_top)
         return Sampled(
             token_ids=token_ids,
             is_unsound=is_unsound,

@@ -25,7 +25,7 @@ class Slots:
         device: where sampled tokens and their counts live.
 
     Attributes:
-        block_tables: [max_reqs, max_blocks] int32 on the host; behind num_blocks undefined.
+        block_tables: [max_reqs, max_blocks] int32 on the host; 0 behind num_blocks.
         num_blocks: [max_reqs].
         prompt_lens: [max_reqs] tokens.
         sampling: columns over slots.
@@ -66,6 +66,7 @@ class Slots:
         self.prompt_lens[slot] = row.prompt_len
         self.sampling.set(slot, row.sampling)
         self.num_blocks[slot] = 0
+        self.block_tables[slot] = 0  # the padding of attention/base.py
         self._append_blocks(slot, row.block_ids)
         self.token_counts.drop(slot)
         self.prompts.pop(slot, None)

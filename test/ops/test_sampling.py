@@ -8,28 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_sampler import kept_tokens, reference_mix, reference_uniform
 
 from chitu_like.ops import sampling
 
 CPU = torch.device("cpu")
-WORD = 0xFFFFFFFF
-
-
-def reference_mix(x: int, key: int = 0) -> int:
-    x ^= x >> 16
-    x = x * 0x7FEB352D & WORD
-    x ^= x >> 15
-    x = x + key & WORD
-    x = x * 0x846CA68B & WORD
-    return x ^ x >> 16
-
-
-def reference_uniform(seed: int, position: int, token_id: int) -> float:
-    low, high = seed & WORD, seed >> 32
-    key0 = reference_mix(reference_mix(low, high) + position & WORD)
-    key1 = reference_mix(reference_mix(high ^ 0x9E3779B9, low) ^ key0)
-    bits = reference_mix(reference_mix(token_id) ^ key0, key1)
-    return ((bits >> 9) + 0.5) * 2.0**-23
 
 
 def keys(seeds: list[int], positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,21 +43,6 @@ def draw(scores: torch.Tensor, seeds: list[int], positions: list[int], **cut: fl
     return sampling.gumbel_argmax_(
         scores.clone(), threshold, hashes, *keys(seeds, positions)
     ).tolist()
-
-
-def kept_by_brute_force(row: list[float], top_k: int, top_p: float, min_p: float) -> set[int]:
-    order = sorted(range(len(row)), key=lambda token: -row[token])
-    if top_k:
-        order = order[:top_k]
-    weights = [math.exp(row[token] - row[order[0]]) for token in order]
-    before, nucleus = 0.0, []
-    for token, weight in zip(order, weights, strict=True):
-        if top_p < 1 and nucleus and before >= top_p * sum(weights):
-            break
-        nucleus.append(token)
-        before += weight
-    last = max(row[nucleus[-1]], row[order[0]] + math.log(min_p) if min_p else -math.inf)
-    return {token for token, score in enumerate(row) if score >= last}
 
 
 # Noise
@@ -188,7 +156,7 @@ def test_truncation_keeps_what_brute_force_keeps(
         np.array([min_p], np.float32),
     )
     kept = set(torch.nonzero(scores[0] >= threshold[0])[:, 0].tolist())
-    expected = kept_by_brute_force(scores[0].double().tolist(), top_k, top_p, min_p)
+    expected = kept_tokens(scores[0].double().tolist(), top_k, top_p, min_p)
     if kept != expected:  # float32 may fall to the other side where a share meets top_p exactly
         weights = scores[0].double().softmax(0)
         if top_k:
@@ -207,7 +175,7 @@ def test_long_nucleus_is_found_behind_the_guess(spread: float) -> None:
     threshold = sampling.truncation_threshold(scores, np.zeros(3, np.int64), ones, 0 * ones)
     for row, last in zip(scores.tolist(), threshold.tolist(), strict=True):
         kept = {token for token, score in enumerate(row) if score >= last}
-        assert kept == kept_by_brute_force(row, 0, 0.97, 0.0)
+        assert kept == kept_tokens(row, 0, 0.97, 0.0)
 
 
 def test_rows_with_different_limits_do_not_mix() -> None:
@@ -239,7 +207,7 @@ def test_frequencies_are_those_of_the_distribution(
     seeds = [random.getrandbits(64) for _ in range(num_draws)]
     positions = [random.randrange(4096) for _ in range(num_draws)]
     drawn = draw(row.repeat(num_draws, 1), seeds, positions, **cut)
-    kept = kept_by_brute_force(
+    kept = kept_tokens(
         row.tolist(), int(cut.get("top_k", 0)), cut.get("top_p", 1.0), cut.get("min_p", 0.0)
     )
     assert set(drawn) <= kept

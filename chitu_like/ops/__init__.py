@@ -1,0 +1,1 @@
+"""Numeric primitives: the torch reference of each, and the registered twins that are faster."""

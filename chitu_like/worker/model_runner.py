@@ -1,0 +1,257 @@
+"""One rank's model, KV pool and sampler: a ScheduledBatch goes in, a StepOutput comes out.
+
+Usable alone, without engine and scheduler. A prompt of three tokens and four more, greedily::
+
+    from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, SlotRow
+    from chitu_like.core.model_spec import ModelSpec
+    from chitu_like.worker.model_runner import ModelRunner
+    from chitu_like.worker.options import RunnerOptions
+
+    spec = ModelSpec.from_folder(folder)
+    runner = ModelRunner.build(RunnerOptions(spec=spec, dtype="float32", device="cpu", max_seq_len=64))
+    runner.load(folder)
+    runner.allocate(num_blocks=8)
+    greedy = SamplingRow(0, 0.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, [], 0, [], -1, -1)
+    row = SlotRow(slot=0, prompt_len=3, block_ids=[5], sampling=greedy, history=[])
+    batch = ScheduledBatch(0, [0], [3], [0], [True], [11, 12, 13], [[]], [row], [], [], 0)
+    tokens = runner.execute(batch).token_ids
+    for step in range(1, 5):
+        batch = ScheduledBatch(
+            step, [0], [1], [2 + step], [True], [SAMPLED_LAST], [[]], [], [], [], 1
+        )
+        tokens += runner.execute(batch).token_ids
+    print(tokens)
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from chitu_like.attention.base import AttentionBackend, ForwardBatch
+from chitu_like.checkpoint.dummy import load_dummy_weights
+from chitu_like.checkpoint.loader import LoadableModel, LoadReport, finish_loading, load_weights
+from chitu_like.checkpoint.reader import open_checkpoint
+from chitu_like.core.batch import ScheduledBatch
+from chitu_like.core.output import StepOutput
+from chitu_like.worker import memory
+from chitu_like.worker.batch_builder import build_forward_batch
+from chitu_like.worker.device import available_host_bytes
+from chitu_like.worker.kv_pool import KVPool
+from chitu_like.worker.options import RunnerOptions, make_backend
+from chitu_like.worker.pending_step import PendingStep, WarnOnce
+from chitu_like.worker.profile_batch import make_profile_batch
+from chitu_like.worker.prompt_logprobs import gather_prompt_logprobs
+from chitu_like.worker.sampler import SampledRows, Sampler
+from chitu_like.worker.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+
+class Model(LoadableModel, Protocol):
+    """What the runner needs of a model."""
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states behind the last layer: [num_tokens, hidden_size]."""
+        ...
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """[num_rows, hidden_size] to [num_rows, vocab_size]."""
+        ...
+
+
+class ModelRunner:
+    """Computes batches, each after the one before it.
+
+    In this order: `load`, `plan_memory` (where the size of the pool is not known), `allocate`, then
+    any number of `launch` or `execute`.
+
+    Args:
+        options: what was decided.
+        model: its parameters are on the device, not yet filled.
+        backend: the one that the model's layers call.
+
+    Attributes:
+        device: where it computes.
+        kv_spec: shape of a KV block on this rank.
+    """
+
+    def __init__(self, options: RunnerOptions, model: Model, backend: AttentionBackend) -> None:
+        self.options = options
+        self.device = options.torch_device
+        self.kv_spec = options.kv_spec
+        self._model = model
+        self._backend = backend
+        self._sampler = Sampler(options.spec.vocab_size, self.device)
+        self._warn = WarnOnce(logger)
+        self._slots: Slots | None = None
+        self._pool: KVPool | None = None
+
+    @classmethod
+    def build(cls, options: RunnerOptions) -> ModelRunner:
+        """The runner of a model that this package knows, its weights not yet filled.
+
+        Raises: UnsupportedError if the attention backend cannot serve the model on this device.
+        """
+        from chitu_like.models.build import build_model
+
+        backend = make_backend(options)
+        model = build_model(options.spec, backend, options.torch_dtype, options.torch_device)
+        return cls(options, model, backend)
+
+    def load(
+        self,
+        ckpt_dir: str | Path | None = None,
+        *,
+        load_format: Literal["auto", "dummy", "none"] = "auto",
+        seed: int = 0,
+        progress: bool = False,
+    ) -> LoadReport | None:
+        """Fill the weights.
+
+        Args:
+            ckpt_dir: Hugging Face folder; not looked at unless load_format is auto.
+            load_format: auto reads them, dummy draws them, none leaves zeros.
+            seed: of dummy weights.
+            progress: show a progress bar.
+
+        Returns: what was read; None where nothing was.
+        Raises: CheckpointError where the folder does not hold this model.
+        """
+        if load_format == "dummy":
+            return load_dummy_weights(self._model, seed)
+        if load_format == "none":
+            for _, parameter in self._model.named_parameters():
+                parameter.data.zero_()
+            finish_loading(self._model)
+            return None
+        assert ckpt_dir is not None, "load_format=auto reads a folder"
+        with open_checkpoint(Path(ckpt_dir)) as reader:
+            return load_weights(self._model, reader, progress=progress)
+
+    def plan_memory(
+        self, memory_utilization: float = 0.9, *, num_blocks: int | None = None
+    ) -> memory.MemoryPlan:
+        """Find how many KV blocks there is room for, with the weights already loaded.
+
+        On CUDA the largest steps are run and measured; on a CPU they are estimated from shapes.
+
+        Args:
+            memory_utilization: share of the device's memory to plan for.
+            num_blocks: fixes the pool; only checked then.
+
+        Raises: CapacityError where it does not fit.
+        """
+        options = self.options
+        if self.device.type == "cpu":
+            weight_bytes = options.spec.num_parameters() * options.torch_dtype.itemsize
+            return memory.plan_blocks(
+                self.kv_spec,
+                total_bytes=available_host_bytes() + weight_bytes,
+                other_bytes=0,
+                weight_bytes=weight_bytes,
+                activation_bytes=memory.estimate_activation_bytes(
+                    options.spec,
+                    dtype=options.torch_dtype,
+                    num_tokens=options.max_num_batched_tokens,
+                    num_samples=options.max_reqs,
+                ),
+                memory_utilization=memory_utilization,
+                kv_limit_bytes=memory.CPU_KV_BYTES,
+                num_blocks=num_blocks,
+            )
+        total_bytes, other_bytes = memory.free_cuda_bytes(self.device)
+        weight_bytes = torch.cuda.memory_allocated(self.device)
+        return memory.plan_blocks(
+            self.kv_spec,
+            total_bytes=total_bytes,
+            other_bytes=other_bytes,
+            weight_bytes=weight_bytes,
+            activation_bytes=self._measure_activation_bytes(),
+            memory_utilization=memory_utilization,
+            num_blocks=num_blocks,
+        )
+
+    def allocate(
+        self,
+        num_blocks: int,
+        *,
+        num_host_blocks: int = 0,
+        max_reqs: int | None = None,
+        max_seq_len: int | None = None,
+    ) -> None:
+        """Make the KV pool and the slots; whatever was there before is gone.
+
+        Args:
+            num_blocks: of the pool.
+            num_host_blocks: in host memory, for swapping.
+            max_reqs: slots, where fewer than the options say.
+            max_seq_len: tokens of one request, where fewer than the options say.
+        """
+        self._pool = None  # before the new one: both together may not fit
+        self._pool = KVPool(
+            self.kv_spec,
+            num_blocks=num_blocks,
+            num_host_blocks=num_host_blocks,
+            dtype=self.options.torch_dtype,
+            device=self.device,
+        )
+        self._slots = Slots(
+            max_reqs=max_reqs or self.options.max_reqs,
+            max_blocks=self.kv_spec.blocks_for(max_seq_len or self.options.max_seq_len),
+            vocab_size=self.options.spec.vocab_size,
+            device=self.device,
+        )
+
+    def execute(self, batch: ScheduledBatch) -> StepOutput:
+        """Compute a batch and wait for it."""
+        return self.launch(batch).result()
+
+    @torch.inference_mode()
+    def launch(self, batch: ScheduledBatch) -> PendingStep:
+        """Queue a batch behind those launched before; on a CPU it is computed when this returns.
+
+        Sampled tokens stay on the device, where the next batch's SAMPLED_LAST finds them.
+        """
+        slots, pool = self._slots, self._pool
+        assert slots is not None, "launch comes after allocate"
+        assert pool is not None, "launch comes after allocate"
+        slots.apply(batch)
+        pool.swap_out(batch.swap_out)
+        pool.swap_in(batch.swap_in)
+        if not batch.num_reqs:
+            return PendingStep(batch.step_id, None, {}, self._warn)
+        forward_batch = build_forward_batch(
+            batch, slots, pool.layers, block_size=self.options.block_size, device=self.device
+        )
+        forward_batch.attn_metadata = self._backend.plan(forward_batch)
+        hidden_states = self._model.forward(forward_batch)  # [num_tokens, hidden_size]
+        prompt_logprobs = gather_prompt_logprobs(
+            batch, slots, hidden_states, self._model.compute_logits
+        )
+        sampled = None
+        if any(batch.samples):
+            logits = self._model.compute_logits(hidden_states[forward_batch.logits_indices])
+            sampled = self._sampler.sample(logits, SampledRows.of(batch, slots), slots)
+        return PendingStep(batch.step_id, sampled, prompt_logprobs, self._warn)
+
+    def _measure_activation_bytes(self) -> int:
+        """Peak of the largest steps beside weights and cache: one long prompt, then many requests."""
+        options = self.options
+        peak = 0
+        for num_reqs in {1, min(options.max_reqs, options.max_num_batched_tokens)}:
+            num_tokens = min(options.max_num_batched_tokens // num_reqs, options.max_seq_len)
+            batch = make_profile_batch(num_reqs, num_tokens, options.block_size)
+            num_blocks = num_reqs * self.kv_spec.blocks_for(num_tokens)
+            self.allocate(num_blocks, max_reqs=num_reqs, max_seq_len=num_tokens)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.execute(batch)
+            peak = max(peak, torch.cuda.max_memory_allocated(self.device) - before)
+            self._pool = self._slots = None
+            torch.cuda.empty_cache()
+        return peak

@@ -1,0 +1,87 @@
+"""What a rank computes with, and the attention backend that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from chitu_like.attention.base import AttentionBackend, AttentionSpec, attention_backends
+from chitu_like.core.errors import UnsupportedError
+from chitu_like.core.model_spec import ModelSpec
+from chitu_like.kvcache.spec import KVCacheSpec
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerOptions:
+    """Every value is already decided; nothing here is "auto".
+
+    Attributes:
+        spec: the model's shape.
+        dtype: of weights, activations and KV cache: bfloat16, float16 or float32.
+        device: "cpu", "cuda" or "cuda:<index>".
+        max_seq_len: tokens of one request, or the most that `ModelRunner.allocate` may be told.
+        attn_type: name of the attention backend.
+        block_size: tokens a KV block.
+        max_num_batched_tokens: of one step.
+        max_reqs: requests at once, or the most that `ModelRunner.allocate` may be told.
+    """
+
+    spec: ModelSpec
+    dtype: str
+    device: str
+    max_seq_len: int
+    attn_type: str = "sdpa"
+    block_size: int = 16
+    max_num_batched_tokens: int = 2048
+    max_reqs: int = 64
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch calls it."""
+        return DTYPES[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """`device` as torch calls it."""
+        return torch.device(self.device)
+
+    @property
+    def kv_spec(self) -> KVCacheSpec:
+        """Shape of a KV block on this rank."""
+        return KVCacheSpec(
+            layers=tuple(range(self.spec.num_layers)),
+            num_kv_heads=self.spec.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            dtype_bytes=self.torch_dtype.itemsize,
+            block_size=self.block_size,
+        )
+
+    @property
+    def attention_spec(self) -> AttentionSpec:
+        """What the attention backend must know."""
+        return AttentionSpec(
+            num_heads=self.spec.num_heads,
+            num_kv_heads=self.spec.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            windows=tuple(dict.fromkeys(self.spec.layer_windows)),
+            block_size=self.block_size,
+            dtype=self.torch_dtype,
+            device=self.torch_device,
+        )
+
+
+def make_backend(options: RunnerOptions) -> AttentionBackend:
+    """The attention backend that the options name.
+
+    Raises: UnsupportedError if it cannot serve the model on this device, saying why.
+    """
+    backend = attention_backends.get(options.attn_type)
+    if reason := backend.supports(options.attention_spec):
+        raise UnsupportedError(
+            f"infer.attn_type={options.attn_type} cannot serve this model on {options.device}: "
+            f"{reason}: use auto, or ref, which serves every model"
+        )
+    return backend(options.attention_spec)

@@ -1,0 +1,336 @@
+"""Scheduled batches, however they are cut, give the tokens of a plain loop without any cache."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from reference_sampler import edited_logits, reference_token
+from tiny_model import (
+    BLOCK_SIZE,
+    MAX_REQS,
+    NUM_BLOCKS,
+    NUM_HOST_BLOCKS,
+    VOCAB_SIZE,
+    TinyModel,
+    random_row,
+    sampling_row,
+    tiny_runner,
+)
+
+from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, SlotRow
+from chitu_like.core.output import StepOutput
+from chitu_like.worker.model_runner import ModelRunner
+
+MODEL = TinyModel()
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request as a scheduler sees it; `tokens` grows as steps are collected."""
+
+    prompt: list[int]
+    num_output: int
+    sampling: SamplingRow
+    slot: int = -1
+    blocks: list[int] = field(default_factory=list)
+    host_blocks: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_sampled: int = 0
+    is_new: bool = True
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+
+    @property
+    def num_left(self) -> int:
+        return len(self.prompt) + self.num_sampled - self.num_computed
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_sampled == self.num_output
+
+
+class Driver:
+    """Schedules by hand; keeps up to `depth` steps in flight, so tokens may be unknown to it."""
+
+    def __init__(self, runner: ModelRunner, *, depth: int = 1, resend: bool = False) -> None:
+        self.runner, self.depth, self.resend = runner, depth, resend
+        self.free_blocks = random.sample(range(NUM_BLOCKS), NUM_BLOCKS)
+        self.free_host_blocks = list(range(NUM_HOST_BLOCKS))
+        self.free_slots = random.sample(range(MAX_REQS), MAX_REQS)
+        self.in_flight: list[tuple[list[Sequence], object]] = []
+        self.step_id = 0
+        self.swap_out: list[tuple[int, int]] = []
+        self.swap_in: list[tuple[int, int]] = []
+        self.outputs: list[StepOutput] = []
+
+    def step(self, chunks: list[tuple[Sequence, int]]) -> None:
+        chunks = sorted(chunks, key=lambda chunk: chunk[1] > 1)
+        rows, new_blocks, token_ids, samples = [], [], [], []
+        for sequence, num_tokens in chunks:
+            start, stop = sequence.num_computed, sequence.num_computed + num_tokens
+            if sequence.is_new:
+                sequence.slot = self.free_slots.pop()
+            needed = -(-stop // BLOCK_SIZE) - len(sequence.blocks)
+            appended = [self.free_blocks.pop() for _ in range(needed)]
+            if sequence.is_new or self.resend:
+                rows.append(self.row(sequence))
+            new_blocks.append(appended)
+            sequence.blocks = sequence.blocks + appended
+            sequence.is_new = False
+            known = sequence.tokens[start:stop]
+            token_ids += known + [SAMPLED_LAST] * (num_tokens - len(known))
+            samples.append(num_tokens == sequence.num_left)
+        batch = ScheduledBatch(
+            step_id=self.step_id,
+            slots=[sequence.slot for sequence, _ in chunks],
+            num_tokens=[num_tokens for _, num_tokens in chunks],
+            num_computed=[sequence.num_computed for sequence, _ in chunks],
+            samples=samples,
+            token_ids=token_ids,
+            new_blocks=new_blocks,
+            rows=rows,
+            swap_out=self.swap_out,
+            swap_in=self.swap_in,
+            num_decodes=sum(num_tokens == 1 for _, num_tokens in chunks),
+        )
+        self.swap_out, self.swap_in = [], []
+        self.step_id += 1
+        for (sequence, num_tokens), is_sampled in zip(chunks, samples, strict=True):
+            sequence.num_computed += num_tokens
+            sequence.num_sampled += is_sampled
+        sampling = [s for (s, _), is_sampled in zip(chunks, samples, strict=True) if is_sampled]
+        self.in_flight.append((sampling, self.runner.launch(batch)))
+        while len(self.in_flight) >= self.depth:
+            self.collect()
+
+    def row(self, sequence: Sequence) -> SlotRow:
+        return SlotRow(
+            slot=sequence.slot,
+            prompt_len=len(sequence.prompt),
+            block_ids=list(sequence.blocks),
+            sampling=sequence.sampling,
+            history=list(sequence.tokens),
+        )
+
+    def collect(self) -> None:
+        sampling, pending = self.in_flight.pop(0)
+        output = pending.result()
+        self.outputs.append(output)
+        assert len(output.token_ids) == len(sampling)
+        for sequence, token_id in zip(sampling, output.token_ids, strict=True):
+            sequence.tokens.append(token_id)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Free its slot and blocks, with nothing of it in flight."""
+        self.free_slots.append(sequence.slot)
+        random.shuffle(self.free_slots)
+        self.free_blocks = sequence.blocks + self.free_blocks
+        sequence.blocks = []
+        sequence.is_new = True
+
+    def preempt(self, sequence: Sequence) -> None:
+        while self.in_flight:
+            self.collect()
+        if random.random() < 0.5 and len(sequence.blocks) <= len(self.free_host_blocks):
+            sequence.host_blocks = [self.free_host_blocks.pop() for _ in sequence.blocks]
+            self.swap_out += list(zip(sequence.blocks, sequence.host_blocks, strict=True))
+        else:
+            sequence.num_computed = 0
+        self.leave(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        if sequence.host_blocks:
+            sequence.blocks = [self.free_blocks.pop() for _ in sequence.host_blocks]
+            self.swap_in += list(zip(sequence.host_blocks, sequence.blocks, strict=True))
+            self.free_host_blocks += sequence.host_blocks
+            sequence.host_blocks = []
+
+    def run(self, sequence: Sequence, chunk: int = 10**6) -> list[int]:
+        """One request alone, to its end."""
+        while not sequence.is_done:
+            self.step([(sequence, min(chunk, sequence.num_left))])
+        while self.in_flight:
+            self.collect()
+        self.leave(sequence)
+        return sequence.tokens[len(sequence.prompt) :]
+
+
+def plain_loop(prompt: list[int], num_output: int, sampling: SamplingRow) -> list[int]:
+    """The same tokens by recomputing everything for each of them."""
+    output: list[int] = []
+    for _ in range(num_output):
+        logits = MODEL.recompute(prompt + output)[-1].tolist()
+        output.append(reference_token(logits, prompt, output, sampling))
+    return output
+
+
+def random_prompt(length: int) -> list[int]:
+    return [random.randrange(VOCAB_SIZE) for _ in range(length)]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 17, 100])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_any_chunk_size_gives_the_tokens_of_a_plain_loop(chunk: int, depth: int) -> None:
+    prompt = random_prompt(17)
+    driver = Driver(tiny_runner(MODEL), depth=depth)
+    assert driver.run(Sequence(prompt, 12, sampling_row()), chunk) == plain_loop(
+        prompt, 12, sampling_row()
+    )
+
+
+@pytest.mark.parametrize("resend", [False, True], ids=["changes", "whole rows"])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_histories_give_the_tokens_of_a_plain_loop(
+    seed: int, depth: int, resend: bool
+) -> None:
+    """Mixed batches, chunks, preemption by swap and recompute, reused slots, any parameters."""
+    random.seed(seed)
+    driver = Driver(tiny_runner(MODEL), depth=depth, resend=resend)
+    everyone = [
+        Sequence(random_prompt(random.randint(1, 20)), random.randint(1, 14), random_row(random))
+        for _ in range(14)
+    ]
+    waiting, running = list(everyone), []
+    while waiting or running:
+        while waiting and len(running) < MAX_REQS and random.random() < 0.6:
+            running.append(waiting.pop(0))
+            driver.resume(running[-1])
+        chunks = [
+            (sequence, random.randint(1, sequence.num_left))
+            for sequence in random.sample(running, len(running))
+            if not sequence.is_done and (sequence.is_new or random.random() < 0.9)
+        ]
+        if chunks:
+            driver.step(chunks)
+        done = [sequence for sequence in running if sequence.is_done]
+        if done:
+            while driver.in_flight:
+                driver.collect()
+        for sequence in done:
+            running.remove(sequence)
+            driver.leave(sequence)
+        if running and random.random() < 0.3:
+            sequence = random.choice(running)
+            if not sequence.is_new:
+                running.remove(sequence)
+                driver.preempt(sequence)
+                waiting.append(sequence)
+    for sequence in everyone:
+        expected = plain_loop(sequence.prompt, sequence.num_output, sequence.sampling)
+        assert sequence.tokens[len(sequence.prompt) :] == expected
+
+
+def test_a_batch_that_only_moves_blocks_is_computed() -> None:
+    driver = Driver(tiny_runner(MODEL))
+    sequence = Sequence(random_prompt(9), 5, sampling_row())
+    driver.step([(sequence, 9)])
+    pairs = [(block, host) for host, block in enumerate(sequence.blocks)]
+    taken = [driver.free_blocks.pop() for _ in pairs]
+    driver.swap_out = pairs
+    driver.step([])
+    driver.leave(sequence)
+    sequence.blocks = taken
+    driver.swap_in = [(host, block) for (_, host), block in zip(pairs, taken, strict=True)]
+    assert driver.run(sequence) == plain_loop(sequence.prompt, 5, sampling_row())
+
+
+def test_a_block_may_be_swapped_out_and_taken_in_the_same_step() -> None:
+    driver = Driver(tiny_runner(MODEL))
+    first = Sequence(random_prompt(30), 4, sampling_row())
+    second = Sequence(random_prompt(30), 4, sampling_row())
+    driver.step([(first, 30)])
+    blocks = first.blocks
+    first.host_blocks = [driver.free_host_blocks.pop() for _ in blocks]
+    driver.swap_out = list(zip(blocks, first.host_blocks, strict=True))
+    driver.leave(first)
+    driver.free_blocks = driver.free_blocks[len(blocks) :] + blocks  # popped from the end: reused
+    assert driver.run(second) == plain_loop(second.prompt, 4, sampling_row())
+    driver.resume(first)
+    assert driver.run(first) == plain_loop(first.prompt, 4, sampling_row())
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_logprobs_are_those_of_the_edited_logits(chunk: int) -> None:
+    prompt = random_prompt(8)
+    sampling = sampling_row(
+        num_logprobs=3, temperature=2.0, seed=11, repetition_penalty=1.3, logit_bias=[(4, 2.0)]
+    )
+    driver = Driver(tiny_runner(MODEL))
+    output = driver.run(Sequence(prompt, 6, sampling), chunk)
+    entries = [entry for out in driver.outputs for entry in out.logprobs]
+    assert len(entries) == 6
+    for i, entry in enumerate(entries):
+        logits = MODEL.recompute(prompt + output[:i])[-1].tolist()
+        edited = edited_logits(logits, prompt, output[:i], sampling)
+        logprobs = torch.tensor(edited, dtype=torch.float64).log_softmax(0)
+        best = sorted(range(VOCAB_SIZE), key=lambda token: -edited[token])
+        assert entry.token_id == output[i]
+        assert entry.logprob == pytest.approx(logprobs[output[i]].item(), abs=1e-4)
+        assert entry.rank == best.index(output[i]) + 1
+        assert [token for token, _ in entry.top] == best[:3]
+        assert [value for _, value in entry.top] == pytest.approx(
+            logprobs[best[:3]].tolist(), abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_prompt_logprobs_cover_every_prompt_token_but_the_first(chunk: int) -> None:
+    prompt = random_prompt(16)
+    driver = Driver(tiny_runner(MODEL))
+    driver.run(Sequence(prompt, 3, sampling_row(num_prompt_logprobs=2)), chunk)
+    entries = [entry for out in driver.outputs for _, part in out.prompt_logprobs for entry in part]
+    logprobs = MODEL.recompute(prompt).log_softmax(-1)
+    assert [entry.token_id for entry in entries] == prompt[1:]
+    for position, entry in enumerate(entries):
+        assert entry.logprob == pytest.approx(
+            logprobs[position, prompt[position + 1]].item(), abs=1e-4
+        )
+        assert entry.top[0][0] == logprobs[position].argmax().item()
+        assert len(entry.top) == 2
+
+
+def test_long_prompts_give_their_logprobs_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chitu_like.worker.prompt_logprobs.ROWS_AT_ONCE", 5)
+    test_prompt_logprobs_cover_every_prompt_token_but_the_first(100)
+
+
+def test_requests_without_logprobs_get_none_beside_those_that_asked() -> None:
+    driver = Driver(tiny_runner(MODEL))
+    asked = Sequence(random_prompt(3), 1, sampling_row(num_logprobs=0))
+    silent = Sequence(random_prompt(3), 1, sampling_row())
+    driver.step([(silent, 3), (asked, 3)])
+    assert driver.outputs[0].logprobs[0] is None
+    assert driver.outputs[0].logprobs[1] is not None
+    assert driver.outputs[0].logprobs[1].top == []
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_unsound_logits_spoil_neither_their_batch_nor_the_process(
+    bad: float, temperature: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unsound(TinyModel):
+        def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            logits = super().compute_logits(hidden_states)
+            logits[0] = bad
+            return logits
+
+    rows = [
+        sampling_row(temperature=temperature, seed=seed, num_logprobs=2, top_p=0.9, min_p=0.01)
+        for seed in range(3)
+    ]
+    sequences = [Sequence(random_prompt(4), 1, row) for row in rows]
+    driver = Driver(tiny_runner(Unsound()))
+    for _ in range(3):
+        driver.step([(sequence, sequence.num_left) for sequence in sequences])
+    first, *sound = sequences
+    assert all(0 <= token < VOCAB_SIZE for token in first.tokens)
+    for sequence in sound:
+        assert sequence.tokens[4:] == plain_loop(sequence.prompt, 3, sequence.sampling)
+    assert len([r for r in caplog.records if "NaN or infinity" in r.message]) == 1
