@@ -21,7 +21,7 @@ _CGROUP_MEMORY = (
 )
 
 
-def measure_device(device: DeviceType | Literal["auto"], index: int = 0) -> DeviceFacts:
+def device_facts(device: DeviceType | Literal["auto"], index: int = 0) -> DeviceFacts:
     """What the configuration must know of this rank's device before it decides each `auto`.
 
     Args:

@@ -134,6 +134,31 @@ def chi_square_bound(freedom: int) -> float:
     return freedom * (1 - 2 / (9 * freedom) + 4.3 * math.sqrt(2 / (9 * freedom))) ** 3
 
 
+@pytest.mark.gpu
+def test_devices_draw_the_same_tokens() -> None:
+    cuda = torch.device("cuda")
+    vocab_size, num_rows = 151_936, 16
+    here, there = (sampling.hash_token_ids(vocab_size, device) for device in (CPU, cuda))
+    assert torch.equal(here, there.cpu())
+    key0, key1 = keys(list(range(num_rows)), list(range(num_rows)))
+    apart = noise(list(range(num_rows)), list(range(num_rows)), vocab_size) - (
+        sampling.gumbel_noise(there, key0.cuda()[:, None], key1.cuda()[:, None]).cpu()
+    )
+    assert apart.abs().max() < 1e-5
+    scores = torch.randn(num_rows, vocab_size) * 4
+    limits = [np.full(num_rows, 50), np.full(num_rows, 0.9, np.float32)]
+    limits.append(np.full(num_rows, 0.01, np.float32))
+    drawn = []
+    for device, hashes in ((CPU, here), (cuda, there)):
+        placed = scores.to(device)
+        threshold = sampling.truncation_threshold(placed, *limits)
+        made = sampling.gumbel_argmax_(
+            placed.clone(), threshold, hashes, key0.to(device), key1.to(device)
+        )
+        drawn.append(made.tolist())
+    assert drawn[0] == drawn[1]
+
+
 # Truncation
 
 

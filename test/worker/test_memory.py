@@ -63,7 +63,7 @@ def test_estimate_grows_with_tokens_and_holds_the_samplers_copies_of_the_logits(
 
 
 def test_facts_of_the_cpu_are_those_of_this_machine() -> None:
-    facts = device.measure_device("cpu")
+    facts = device.device_facts("cpu")
     assert facts.device == "cpu"
     assert facts.name
     assert 0 < facts.free_bytes == pytest.approx(device.available_host_bytes(), rel=0.2)

@@ -183,15 +183,17 @@ def test_any_chunk_size_gives_the_tokens_of_a_plain_loop(chunk: int, depth: int)
     )
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("resend", [False, True], ids=["changes", "whole rows"])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
 def test_random_histories_give_the_tokens_of_a_plain_loop(
-    seed: int, depth: int, resend: bool
+    seed: int, depth: int, resend: bool, device: str
 ) -> None:
     """Mixed batches, chunks, preemption by swap and recompute, reused slots, any parameters."""
     random.seed(seed)
-    driver = Driver(tiny_runner(MODEL), depth=depth, resend=resend)
+    model = MODEL if device == "cpu" else TinyModel(device)
+    driver = Driver(tiny_runner(model, device=device), depth=depth, resend=resend)
     everyone = [
         Sequence(random_prompt(random.randint(1, 20)), random.randint(1, 14), random_row(random))
         for _ in range(14)
@@ -308,6 +310,42 @@ def test_requests_without_logprobs_get_none_beside_those_that_asked() -> None:
     assert driver.outputs[0].logprobs[0] is None
     assert driver.outputs[0].logprobs[1] is not None
     assert driver.outputs[0].logprobs[1].top == []
+
+
+@pytest.mark.gpu
+def test_memory_of_a_cuda_device_is_measured_by_running() -> None:
+    runner = tiny_runner(TinyModel("cuda"), device="cuda", max_num_batched_tokens=256)
+    planned = runner.plan_memory(0.5)
+    assert planned.num_blocks > 10_000
+    assert planned.activation_bytes > 0
+    total = planned.other_bytes + planned.weight_bytes + planned.activation_bytes
+    assert total + planned.kv_bytes <= planned.total_bytes / 2
+    runner.allocate(1000)
+    assert Driver(runner).run(Sequence([1, 2, 3], 4, sampling_row())) == plain_loop(
+        [1, 2, 3], 4, sampling_row()
+    )
+
+
+@pytest.mark.gpu
+def test_launching_does_not_wait_for_the_device() -> None:
+    """Where torch is told to call every wait an error, steps still run."""
+    runner = tiny_runner(TinyModel("cuda"), device="cuda")
+    row = sampling_row(
+        temperature=1.0, top_p=0.9, top_k=7, min_p=0.1, num_logprobs=2, num_prompt_logprobs=1,
+        presence_penalty=1.0, logit_bias=[(3, 1.0)], min_tokens=9, stop_ids=[4],
+    )  # fmt: skip
+    driver = Driver(runner, depth=10**6)
+    sequence = Sequence(random_prompt(5), 6, row)
+    driver.step([(sequence, 5)])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            driver.step([(sequence, 1)])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    while driver.in_flight:
+        driver.collect()
+    assert sequence.tokens[5:] == plain_loop(sequence.prompt, 5, row)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
