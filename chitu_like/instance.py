@@ -4,60 +4,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from chitu_like.checkpoint.loader import LoadReport
-from chitu_like.config.architecture import read_model_spec
-from chitu_like.config.generation import read_generation_defaults
 from chitu_like.config.resolve import resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.schema import ServeConfig
-from chitu_like.config.settle import settle
-from chitu_like.core.errors import CheckpointError
+from chitu_like.config.settle import most_reqs, settle
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine.engine import Engine
 from chitu_like.engine.messages import EngineInfo
 from chitu_like.kvcache.block_manager import BlockManager
+from chitu_like.model_files import ModelFiles, Text, load_text, read_model_files
 from chitu_like.scheduler.policy import Ordering
 from chitu_like.scheduler.scheduler import Scheduler, SchedulerLimits
-from chitu_like.server.chat_template import ChatTemplate
-from chitu_like.server.tokenizer import Tokenizer
 from chitu_like.worker.device import device_facts, set_thread_count
 from chitu_like.worker.executor import LocalExecutor
 from chitu_like.worker.memory import MemoryPlan
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.options import RunnerOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """What turns text into token ids and back.
-
-    Attributes:
-        tokenizer: of the checkpoint.
-        chat_template: None where the checkpoint has none.
-    """
-
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFiles:
-    """What the files of a model say; read before any weight.
-
-    Attributes:
-        spec: its shape.
-        tokenizer_dir: folder of its tokenizer; None: token ids in and out.
-        eos_token_ids: tokens that end its text; empty with infer.stop_with_eos=false.
-        sampling_defaults: fields of SamplingParams that its makers suggest.
-    """
-
-    spec: ModelSpec
-    tokenizer_dir: Path | None
-    eos_token_ids: list[int]
-    sampling_defaults: dict[str, int | float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,40 +66,9 @@ def load_instance(config: ServeConfig, *, shows_progress: bool) -> Instance:
     return Instance(
         engine=loaded.engine,
         text=text,
-        eos_token_ids=files.eos_token_ids or _eos_of(config, text),
+        eos_token_ids=_eos_token_ids(config, files, text),
         default_params=SamplingParams(**files.sampling_defaults),  # type: ignore[arg-type]
     )
-
-
-def read_model_files(config: ServeConfig) -> ModelFiles:
-    """Read everything about the model but its weights and its tokenizer.
-
-    Raises:
-        ChituError: a file is missing, broken or contradicts the configuration.
-    """
-    spec = read_model_spec(config.models)
-    defaults = read_generation_defaults(config.models.ckpt_dir)
-    eos_token_ids = defaults.eos_token_ids or spec.eos_token_ids
-    return ModelFiles(
-        spec=spec,
-        tokenizer_dir=_tokenizer_dir(config),
-        eos_token_ids=list(eos_token_ids) if config.infer.stop_with_eos else [],
-        sampling_defaults=dict(defaults.sampling),
-    )
-
-
-def load_text(folder: Path | None) -> Text | None:
-    """The tokenizer and chat template of a folder.
-
-    Raises:
-        CheckpointError: the folder's files are broken.
-    """
-    if folder is None:
-        return None
-    tokenizer = Tokenizer.load(folder)
-    source = tokenizer.chat_template
-    template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
-    return Text(tokenizer=tokenizer, chat_template=template)
 
 
 def load_engine(config: ServeConfig, files: ModelFiles, *, shows_progress: bool) -> LoadedEngine:
@@ -199,7 +133,6 @@ def load_engine(config: ServeConfig, files: ModelFiles, *, shows_progress: bool)
 
 def _runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
     """What the runner is built with; slots and lengths are bounds until the pool is planned."""
-    default = RunnerOptions.__dataclass_fields__["max_reqs"].default
     return RunnerOptions(
         spec=spec,
         dtype=resolved.dtype,
@@ -208,7 +141,7 @@ def _runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
         attn_type=resolved.attn_type,
         block_size=resolved.block_size,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
-        max_reqs=default if resolved.max_reqs is None else resolved.max_reqs,
+        max_reqs=most_reqs(resolved),
     )
 
 
@@ -224,25 +157,8 @@ def _engine_info(resolved: ResolvedConfig, spec: ModelSpec) -> EngineInfo:
     )
 
 
-def _tokenizer_dir(config: ServeConfig) -> Path | None:
-    """The tokenizer's folder; None where weights are made up and no tokenizer is asked for."""
-    models = config.models
-    folder = models.tokenizer_dir
-    is_made_up = models.load_format != "auto" and models.tokenizer_path is None
-    if folder is None or (is_made_up and not _has_tokenizer(Path(folder))):
-        return None
-    if not Path(folder).is_dir():
-        raise CheckpointError(f"models.tokenizer_path={folder} is no folder")
-    return Path(folder)
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "original/tokenizer.model")
-    return any((folder / name).is_file() for name in names)
-
-
-def _eos_of(config: ServeConfig, text: Text | None) -> list[int]:
-    """The tokenizer's end-of-text tokens, where the checkpoint's files name none."""
-    if text is None or not config.infer.stop_with_eos:
+def _eos_token_ids(config: ServeConfig, files: ModelFiles, text: Text | None) -> list[int]:
+    """The tokens that end a text; the tokenizer's where the checkpoint's files name none."""
+    if not config.infer.stop_with_eos:
         return []
-    return list(text.tokenizer.eos_token_ids)
+    return files.eos_token_ids or (list(text.tokenizer.eos_token_ids) if text else [])

@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -99,7 +99,7 @@ class LLM:
         Raises:
             RequestError: the number of params is not that of the prompts.
         """
-        many = [prompts] if _is_one(prompts) else list(prompts)
+        many = _as_list(prompts)
         each = self._params_for(many, params)
         open_answers = [
             _Answer(str(next(self._ids)), p, s) for p, s in zip(many, each, strict=True)
@@ -140,7 +140,7 @@ class LLM:
                 "this model has no chat template: use generate, or stream a text"
             )
         rendered = text.chat_template.render(
-            [dict(message) for message in messages], **template_arguments
+            [dict(message) for message in messages], template_kwargs=template_arguments
         )
         return self.tokenizer.encode(rendered, add_special_tokens=False)
 
@@ -437,6 +437,8 @@ def _progress_bar(is_shown: bool) -> Progress:
     )
 
 
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether this is a single prompt: a text, or token ids."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Every prompt on its own; a text or a list of token ids alone is one."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [cast(Prompt, prompts)]
+    return list(cast("Sequence[Prompt]", prompts))

@@ -25,8 +25,7 @@ def settle(resolved: ResolvedConfig, num_blocks: int) -> ResolvedConfig:
     infer = resolved.config.infer
     decisions = list(resolved.decisions)
     if infer.num_blocks == "auto" and infer.cache_type == "skew":
-        usual = CPU_MAX_REQS if resolved.device == "cpu" else CUDA_MAX_REQS
-        num_blocks = min(num_blocks, usual if infer.max_reqs == "auto" else infer.max_reqs)
+        num_blocks = min(num_blocks, most_reqs(resolved))
     if infer.num_blocks == "auto":
         share = f"{infer.memory_utilization:.0%} of the memory"
         reason = f"{num_blocks * resolved.block_size} tokens fit in {share}"
@@ -40,6 +39,15 @@ def settle(resolved: ResolvedConfig, num_blocks: int) -> ResolvedConfig:
         max_reqs=max_reqs,
         decisions=tuple(decisions),
     )
+
+
+def most_reqs(resolved: ResolvedConfig) -> int:
+    """Requests at once that the memory is planned for: as asked, else what is usual."""
+    asked = resolved.config.infer.max_reqs
+    if asked != "auto":
+        return asked
+    usual = CPU_MAX_REQS if resolved.device == "cpu" else CUDA_MAX_REQS
+    return min(usual, resolved.max_num_batched_tokens)
 
 
 def _max_seq_len(resolved: ResolvedConfig, num_blocks: int, decisions: list[Decision]) -> int:
@@ -71,10 +79,9 @@ def _max_reqs(resolved: ResolvedConfig, num_blocks: int, decisions: list[Decisio
                 f"most {room}, lower infer.max_seq_len or raise infer.num_blocks"
             )
         return asked
-    usual = CPU_MAX_REQS if resolved.device == "cpu" else CUDA_MAX_REQS
-    max_reqs = min(usual, room, resolved.max_num_batched_tokens)
+    max_reqs = min(most_reqs(resolved), room)
     reason = f"usual on {resolved.device}"
-    if max_reqs < usual:
+    if max_reqs < (CPU_MAX_REQS if resolved.device == "cpu" else CUDA_MAX_REQS):
         reason = "as many as fit the KV cache and scheduler.max_num_batched_tokens"
     decisions.append(Decision("infer.max_reqs", str(max_reqs), reason))
     return max_reqs

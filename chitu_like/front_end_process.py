@@ -1,0 +1,176 @@
+"""The leader's end of the front-end process: start it, tell it to drain, notice its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from chitu_like.config.schema import ServeConfig
+from chitu_like.core.errors import ConfigError, PeerError
+from chitu_like.model_files import ModelFiles
+from chitu_like.server.front_end_config import FrontEndConfig
+
+logger = logging.getLogger(__name__)
+
+END_TIMEOUT_S = 3.0
+"""What a front end needs to say goodbye to its clients."""
+
+
+class _Event(msgspec.Struct):
+    """A line the front end writes to its standard output."""
+
+    event: str
+    host: str = ""
+    port: int = 0
+    message: str = ""
+
+
+class FrontEndProcess:
+    """A running front end. Use it as a context: leaving it ends the process.
+
+    It is started as a new program, never forked, and before this process touches CUDA. It lives as
+    long as its standard input is open, so it cannot outlive the leader.
+
+    Args:
+        config: the whole configuration.
+        files: of the model.
+        started: name of this run's log folder.
+
+    Raises:
+        ConfigError: the front end cannot start with this configuration (the port is taken).
+        PeerError: it died without saying why.
+    """
+
+    def __init__(self, config: ServeConfig, files: ModelFiles, started: str) -> None:
+        """Start it and wait until it listens."""
+        self._folder = Path(tempfile.mkdtemp(prefix="chitu-like-"))  # mode 0700: ours alone
+        self.engine_address = f"ipc://{self._folder}/engine-0"
+        self.secret = secrets.token_hex(32)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "chitu_like.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._is_ending = False
+        try:
+            self._write(self._config_line(config, files, started))
+            self.url = self._wait_listening()
+        except BaseException:
+            self.end()
+            raise
+
+    def drain(self) -> None:
+        """Refuse new requests, finish the open ones, then stop the engine and exit."""
+        self._is_ending = True
+        self._write(b'{"command":"drain"}\n')
+
+    def when_ended(self, call: Callable[[int, str], None]) -> None:
+        """Call `call(exit code, reason)` from a thread when the process has ended unasked."""
+
+        def watch() -> None:
+            last = self._read_event()  # it speaks again only to say why it cannot go on
+            code = self._process.wait()
+            if not self._is_ending:
+                call(code, last.message if last else f"the front end ended with code {code}")
+
+        threading.Thread(target=watch, name="front-end-watch", daemon=True).start()
+
+    def end(self) -> int:
+        """Close its input, wait for its goodbye, and remove what it left; its exit code."""
+        self._is_ending = True
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                logger.info("the front end was gone before it was told to end")
+        try:
+            code = self._process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return code
+
+    def __enter__(self) -> FrontEndProcess:
+        """Use as a context."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the process."""
+        self.end()
+
+    def _config_line(self, config: ServeConfig, files: ModelFiles, started: str) -> bytes:
+        serve, limits = config.serve, config.scheduler
+        bounds = {
+            name: value
+            for name, value in (
+                ("max_queued_requests", limits.max_queued_requests),
+                ("max_queued_tokens", limits.max_queued_tokens),
+            )
+            if value != "auto"
+        }
+        return FrontEndConfig(
+            engine_addresses=[self.engine_address],
+            secret=self.secret,
+            model_name=config.served_name,
+            host=serve.host,
+            port=serve.port,
+            api_keys=list(serve.api_keys),
+            admin_api_key=serve.admin_api_key,
+            tokenizer_path=str(files.tokenizer_dir) if files.tokenizer_dir else None,
+            eos_token_ids=files.eos_token_ids,
+            sampling_defaults=files.sampling_defaults,
+            ignore_eos=not config.infer.stop_with_eos,
+            drain_timeout_s=serve.drain_timeout_s,
+            request_timeout_s=serve.request_timeout_s,
+            stall_timeout_s=serve.stall_timeout_s,
+            leader_pid=os.getpid(),
+            log_dir=config.log_dir,
+            started=started,
+            **bounds,  # type: ignore[arg-type]
+        ).to_json()
+
+    def _wait_listening(self) -> str:
+        """The address it listens on."""
+        event = self._read_event()
+        if event is None:
+            raise PeerError(
+                f"the front end ended with code {self._process.wait()} before it listened: "
+                "see http.log"
+            )
+        if event.event == "failed":
+            raise ConfigError(event.message)
+        host = f"[{event.host}]" if ":" in event.host else event.host
+        return f"http://{host}:{event.port}"
+
+    def _read_event(self) -> _Event | None:
+        """The next line it writes; None when it has ended."""
+        if self._process.stdout is None:
+            raise RuntimeError("the front end was started without a pipe")
+        line = self._process.stdout.readline()
+        return msgspec.json.decode(line, type=_Event) if line else None
+
+    def _write(self, line: bytes) -> None:
+        if self._process.stdin is None:
+            raise RuntimeError("the front end was started without a pipe")
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            logger.error("the front end has closed its input")

@@ -1,0 +1,139 @@
+"""From a command line to a running service: this process's role, until it is told to stop.
+
+The leader starts the front end first, so that the port answers (503, "loading") while torch and the
+weights load; then it runs the engine in this process until the front end says that all is drained.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from rich.console import Console
+
+from chitu_like.config.load import load_config
+from chitu_like.config.report import format_config
+from chitu_like.config.schema import ServeConfig
+from chitu_like.config.secrets import secrets_of
+from chitu_like.core.errors import ChituError, ConfigError
+from chitu_like.core.logging import configure_logging, start_time
+from chitu_like.engine.endpoint import EngineEndpoint, serve
+from chitu_like.front_end_process import FrontEndProcess
+from chitu_like.model_files import ModelFiles, read_model_files
+from chitu_like.scheduler.policy import Ordering
+
+logger = logging.getLogger(__name__)
+
+DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Interrupted(BaseException):
+    """A signal came before there was anything to drain."""
+
+
+def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+    """Serve until told to stop.
+
+    Args:
+        overrides: KEY=VALUE texts of the command line.
+        environ: torchrun's variables (RANK, WORLD_SIZE), CONFIG_NAME and keys are read from it.
+
+    Returns: the exit code: 0 drained, 1 something broke, 2 the user's mistake (one line on stderr
+        says which, rank 0 only).
+    """
+    rank = int(environ.get("RANK", "0"))
+    try:
+        config = load_config(overrides, environ=environ)
+        _check_world_size(config, int(environ.get("WORLD_SIZE", "1")))
+        Ordering(config.scheduler.type)
+        files = read_model_files(config)
+        started = start_time()
+        configure_logging(
+            rank=rank, log_dir=config.log_dir, started=started, secrets=secrets_of(config)
+        )
+        return _lead(config, files, started)
+    except ChituError as error:
+        if rank == 0:
+            print(f"chitu_like: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except _Interrupted:
+        return DONE
+    except Exception:
+        logger.exception("the service failed")
+        return FAILED
+
+
+def _check_world_size(config: ServeConfig, world_size: int) -> None:
+    if world_size != config.num_ranks:
+        raise ConfigError(
+            f"torchrun started {world_size} ranks but infer.tp_size={config.infer.tp_size}, "
+            f"infer.pp_size={config.infer.pp_size} and deploy.replicas={config.deploy.replicas} "
+            f"need {config.num_ranks}: use --nproc_per_node {config.num_ranks}"
+        )
+
+
+def _lead(config: ServeConfig, files: ModelFiles, started: str) -> int:
+    """Run front end and engine."""
+    # On SIGUSR1 all stacks go to stderr: the front end asks for that before it ends a stalled leader.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    console = Console()
+    with FrontEndProcess(config, files, started) as front_end:
+        console.print(f"listening on {front_end.url}, loading the model ...", highlight=False)
+        front_end.when_ended(_exit_with_front_end)
+        from chitu_like.instance import load_engine  # torch loads while the port answers already
+        from chitu_like.startup_report import layout_line, memory_table
+
+        loaded = load_engine(config, files, shows_progress=True)
+        console.print(format_config(loaded.resolved), highlight=False, soft_wrap=True, markup=False)
+        console.print(memory_table(loaded.memory, loaded.resolved, loaded.num_host_blocks))
+        console.print(layout_line(files.spec, loaded), highlight=False, soft_wrap=True)
+        with EngineEndpoint(front_end.engine_address, front_end.secret) as endpoint:
+            _drain_on_signals(front_end)
+            console.print(
+                f"[bold]ready: open {front_end.url}/ to chat[/bold]  (API at {front_end.url}/v1, "
+                "Ctrl-C stops)",
+                highlight=False,
+                soft_wrap=True,
+            )
+            try:
+                serve(loaded.engine, endpoint)
+            finally:
+                loaded.engine.shutdown()
+    logger.info("drained")
+    return DONE
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted(signal.Signals(number).name)
+
+
+def _drain_on_signals(front_end: FrontEndProcess) -> None:
+    """The first signal drains, a second one of the keyboard stops at once."""
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, stop)
+        front_end.drain()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os._exit(INTERRUPTED)  # the front end sees its input end and says goodbye
+
+    signal.signal(signal.SIGTERM, drain)
+    signal.signal(signal.SIGINT, drain)
+
+
+def _exit_with_front_end(code: int, reason: str) -> None:
+    """Called from a thread: without a front end there is nobody to serve."""
+    if code == USER_MISTAKE:
+        print(f"chitu_like: {reason}", file=sys.stderr)
+    else:
+        logger.error("%s: stopping", reason)
+    logging.shutdown()
+    os._exit(USER_MISTAKE if code == USER_MISTAKE else FAILED)
