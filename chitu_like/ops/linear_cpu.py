@@ -10,7 +10,7 @@ Measured with torch 2.13 on two Zen 5 cores (AVX512-BF16), bfloat16, medians, F.
     512      12.4 / 10.7 ms          5.9 / 5.3 ms
 
 float32 gains 2.5 times at every size, but for matrices under 512x512 at one token, where oneDNN's
-12 us a call show. In bfloat16 a token's result was the same bits whatever shared its batch.
+12 us a call show.
 
 The operators are private to torch (its compiler's back end calls them), so each dtype is tried once
 against F.linear, and where that fails the plain weight stays.
@@ -32,28 +32,24 @@ logger = logging.getLogger(__name__)
 _TYPICAL_TOKENS = 16
 
 
-class PackedWeight:
-    """The weight of a linear layer in oneDNN's order; the plain one may be released.
+class PackedLinear:
+    """A linear layer whose weight is in oneDNN's order; see ops/linear.py, LinearKernel.
 
     Args:
         weight: [out_features, in_features] that `can_pack`; not modified, and not kept.
+        bias: [out_features] of the same dtype, or None; kept.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.shape = weight.shape
-        self.dtype = weight.dtype
+    reads_weight = False
+    __slots__ = ("_bias", "_packed")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._packed = _pack(weight)
+        self._bias = bias
 
-    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`F.linear(x, weight, bias)`.
-
-        Args:
-            x: [..., in_features], dtype of the weight, any strides, not modified.
-            bias: [out_features], same dtype.
-
-        Returns: [..., out_features].
-        """
-        return _multiply(x, self._packed, bias)
+    def __call__(self, x: Tensor) -> Tensor:
+        """See LinearKernel. Takes any leading dimensions and any strides."""
+        return _multiply(x, self._packed, self._bias)
 
     def unpacked(self) -> Tensor:
         """The plain weight again, [out_features, in_features]: a copy."""
@@ -61,7 +57,7 @@ class PackedWeight:
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether PackedWeight takes `weight` and is right and available on this machine."""
+    """Whether PackedLinear takes `weight` and is right and available on this machine."""
     if weight.device.type != "cpu" or weight.dim() != 2 or weight.numel() == 0:
         return False
     return weight.dtype.is_floating_point and is_packing_right(weight.dtype)

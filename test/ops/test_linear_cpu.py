@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from chitu_like.ops import linear_cpu
-from chitu_like.ops.linear_cpu import PackedWeight, can_pack, is_packing_right
+from chitu_like.ops.linear import PlainLinear, make_linear_kernel
+from chitu_like.ops.linear_cpu import PackedLinear, can_pack, is_packing_right
 
 DTYPES = [
     pytest.param(
@@ -40,7 +41,7 @@ def roundings(dtype):
 def test_packed_product_equals_plain(dtype, shape, tokens, with_bias):
     weight, x = make(shape, dtype), torch.randn(tokens, shape[1]).to(dtype)
     bias = torch.randn(shape[0]).to(dtype) if with_bias else None
-    found = PackedWeight(weight).linear(x, bias)
+    found = PackedLinear(weight, bias)(x)
     assert found.dtype == dtype
     tolerance = roundings(dtype)
     torch.testing.assert_close(found, F.linear(x, weight, bias), atol=tolerance, rtol=tolerance)
@@ -55,7 +56,7 @@ def test_packed_product_equals_plain(dtype, shape, tokens, with_bias):
 def test_any_input_layout_is_taken(dtype, x):
     weight = make((48, 32), dtype)
     before = x.clone()
-    found = PackedWeight(weight).linear(x.to(dtype))
+    found = PackedLinear(weight, None)(x.to(dtype))
     tolerance = roundings(dtype)
     expected = F.linear(x.to(dtype), weight)
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
@@ -65,28 +66,28 @@ def test_any_input_layout_is_taken(dtype, x):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_unpacking_gives_the_weight_back(dtype):
     weight = make((77, 100), dtype)
-    packed = PackedWeight(weight)
-    assert (packed.shape, packed.dtype) == (weight.shape, dtype)
-    assert torch.equal(packed.unpacked(), weight)
+    unpacked = PackedLinear(weight, None).unpacked()
+    assert (unpacked.dtype, unpacked.layout) == (dtype, torch.strided)
+    assert torch.equal(unpacked, weight)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_slice_and_a_transposed_weight_pack(dtype):
     whole = make((96, 64), dtype)
     x = torch.randn(4, 64).to(dtype)
-    torch.testing.assert_close(PackedWeight(whole[32:64]).linear(x), F.linear(x, whole[32:64]))
+    torch.testing.assert_close(PackedLinear(whole[32:64], None)(x), F.linear(x, whole[32:64]))
     square = whole[:64].t()
-    torch.testing.assert_close(PackedWeight(square).linear(x), F.linear(x, square.contiguous()))
+    torch.testing.assert_close(PackedLinear(square, None)(x), F.linear(x, square.contiguous()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packing_leaves_the_plain_weight_alone(dtype):
     weight = make((40, 24), dtype)
     before = weight.clone()
-    packed = PackedWeight(weight)
+    packed = PackedLinear(weight, None)
     weight.zero_()
     x = torch.randn(2, 24).to(dtype)
-    torch.testing.assert_close(packed.linear(x), F.linear(x, before))
+    torch.testing.assert_close(packed(x), F.linear(x, before))
 
 
 @pytest.mark.parametrize(
@@ -125,3 +126,15 @@ def test_a_wrong_product_is_noticed(monkeypatch, caplog):
     monkeypatch.setattr(linear_cpu, "_multiply", lambda *inputs: right(*inputs) * 1.001)
     assert not can_pack(torch.ones(4, 4))
     assert "packed product is wrong" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cpu_weight_is_packed_wherever_it_can_be(dtype):
+    assert isinstance(make_linear_kernel(make((8, 16), dtype), None), PackedLinear)
+
+
+def test_what_cannot_be_packed_multiplies_plainly():
+    weight, x = torch.randn(8, 16).double(), torch.randn(3, 16).double()
+    kernel = make_linear_kernel(weight, None)
+    assert isinstance(kernel, PlainLinear)
+    assert torch.equal(kernel(x), F.linear(x, weight))
