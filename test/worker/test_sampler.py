@@ -1,0 +1,148 @@
+"""The sampler over one batch: what rows share, and what a row may not see of another."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from reference_sampler import reference_token
+from tiny_model import random_row, sampling_row
+
+from chitu_like.core.batch import SamplingRow, ScheduledBatch, SlotRow
+from chitu_like.worker.sampler import Sampled, SampledRows, Sampler
+from chitu_like.worker.slots import Slots
+
+CPU = torch.device("cpu")
+VOCAB_SIZE = 53
+
+
+def make_slots(
+    rows: list[SamplingRow], histories: list[list[int]], prompt_lens: list[int]
+) -> tuple[Slots, SampledRows]:
+    """One request a slot, each about to draw the token after its history."""
+    count = len(rows)
+    slots = Slots(max_reqs=count, max_blocks=1, vocab_size=VOCAB_SIZE, device=CPU)
+    batch = ScheduledBatch(
+        step_id=0,
+        slots=list(range(count)),
+        num_tokens=[1] * count,
+        num_computed=[len(history) - 1 for history in histories],
+        samples=[True] * count,
+        token_ids=[history[-1] for history in histories],
+        new_blocks=[[]] * count,
+        rows=[
+            SlotRow(slot, prompt_len, [0], row, history)
+            for slot, (row, history, prompt_len) in enumerate(
+                zip(rows, histories, prompt_lens, strict=True)
+            )
+        ],
+        swap_out=[],
+        swap_in=[],
+        num_decodes=count,
+    )
+    slots.apply(batch)
+    return slots, SampledRows.of(batch, slots)
+
+
+def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> Sampled:
+    slots, sampled = make_slots(rows, [[1]] * len(rows), [1] * len(rows))
+    return Sampler(logits.shape[1], CPU).sample(logits.clone(), sampled, slots)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_mixture_of_rows_gives_the_reference_tokens(seed: int) -> None:
+    rng = random.Random(seed)
+    count = rng.choice([1, 2, 9, 40])
+    rows = [random_row(rng) for _ in range(count)]
+    histories = [
+        [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))] for _ in range(count)
+    ]
+    prompt_lens = [rng.randint(1, len(history)) for history in histories]
+    logits = torch.randn(count, VOCAB_SIZE) * 3
+    slots, sampled_rows = make_slots(rows, histories, prompt_lens)
+    made = Sampler(VOCAB_SIZE, CPU).sample(logits.clone(), sampled_rows, slots)
+    expected = [
+        reference_token(logits[i].tolist(), history[:prompt_len], history[prompt_len:], rows[i])
+        for i, (history, prompt_len) in enumerate(zip(histories, prompt_lens, strict=True))
+    ]
+    assert made.token_ids.tolist() == expected
+    assert slots.last_sampled.tolist() == expected
+    assert not made.is_unsound.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_greedy_takes_the_first_of_equals(dtype: torch.dtype) -> None:
+    logits = torch.zeros(3, 5_000, dtype=dtype)
+    logits[0, [4_321, 77, 1_234]] = 5
+    logits[1, 4_999] = 5
+    assert sample(logits, [sampling_row()] * 3).token_ids.tolist() == [77, 4_999, 0]
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-300, 1e-4])
+def test_tiny_temperatures_are_greedy_and_never_overflow(temperature: float) -> None:
+    logits = torch.randn(1, VOCAB_SIZE) * 50
+    row = sampling_row(temperature=temperature, seed=2**64 - 1)
+    assert sample(logits, [row]).token_ids.tolist() == [logits.argmax().item()]
+
+
+def test_a_nan_counts_as_less_than_any_number() -> None:
+    logits = torch.randn(2, VOCAB_SIZE)
+    best = logits.topk(2, dim=-1).indices.tolist()
+    logits[0, best[0][0]] = math.nan
+    made = sample(logits, [sampling_row(num_logprobs=3)] * 2)
+    assert made.token_ids.tolist() == [best[0][1], best[1][0]]
+    assert made.is_unsound.tolist() == [True, False]
+    assert made.logprobs is not None
+    assert made.logprobs.tensors.logprobs.isfinite().all()
+
+
+def test_an_infinite_logit_is_drawn() -> None:
+    logits = torch.randn(1, VOCAB_SIZE)
+    logits[0, 9] = math.inf
+    row = sampling_row(temperature=1.0, repetition_penalty=0.5, seed=4)
+    assert sample(logits, [row]).token_ids.tolist() == [9]
+
+
+def test_seeds_beyond_32_bits_and_late_positions_matter() -> None:
+    logits = torch.zeros(1, VOCAB_SIZE)
+    drawn = {
+        sample(logits, [sampling_row(temperature=1.0, seed=seed << 32)]).token_ids.item()
+        for seed in range(50)
+    }
+    assert len(drawn) > 20
+
+
+def test_a_reused_slot_forgets_everything() -> None:
+    full = sampling_row(
+        presence_penalty=1.0,
+        logit_bias=[(2, 5.0)],
+        min_tokens=9,
+        stop_ids=[3],
+        num_logprobs=1,
+        num_prompt_logprobs=1,
+    )
+    slots, _ = make_slots([full], [[1, 2, 3]], [2])
+    assert slots.token_counts.is_counted(np.array([0])).all()
+    assert slots.prompts[0].tolist() == [1, 2]
+    row = SlotRow(0, 1, [0], sampling_row(), [])
+    slots.apply(ScheduledBatch(1, [0], [1], [0], [True], [1], [[]], [row], [], [], 1))
+    table = slots.sampling
+    assert not slots.token_counts.is_counted(np.array([0])).any()
+    assert not slots.prompts
+    assert not table.logit_bias
+    assert not table.stop_ids
+    assert not table.edits_logits.any()
+    assert table.num_logprobs[0] == table.num_prompt_logprobs[0] == -1
+
+
+def test_logprob_ties_name_the_smaller_id_first() -> None:
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, [30, 7, 12]] = 2.0
+    made = sample(logits, [sampling_row(num_logprobs=3)])
+    assert made.logprobs is not None
+    (entry,) = made.logprobs.to_entries(made.logprobs.tensors)
+    assert (entry.token_id, entry.rank) == (7, 1)
+    assert [token for token, _ in entry.top] == [7, 12, 30]
