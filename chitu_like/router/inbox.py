@@ -31,7 +31,7 @@ class Inbox:
         self.closed = asyncio.Event()
         self._max_pending = MAX_PENDING_DELTAS * len(self.open_ids)
         self._pending: list[RequestDelta] = []
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._error: ChituError | None = None
 
     def push(self, delta: RequestDelta) -> bool:
@@ -41,7 +41,7 @@ class Inbox:
         if delta.finish_reason is not None:
             self.open_ids.discard(delta.request_id)
         self._pending.append(delta)
-        self._arrived.set()
+        self._wake()
         return True
 
     def fail(self, error: ChituError) -> None:
@@ -49,17 +49,28 @@ class Inbox:
         self._error = self._error or error
         self.open_ids.clear()
         self.closed.set()
-        self._arrived.set()
+        self._wake()
 
-    async def get(self) -> list[RequestDelta]:
-        """Wait for news; return all that piled up, at least one.
+    async def get(self, timeout_s: float | None = None) -> list[RequestDelta]:
+        """Wait for news; return all that piled up, nothing after `timeout_s` without any.
 
         Raises: the error given to `fail`.
         """
-        await self._arrived.wait()
+        if not self._pending and self._error is None:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = None if timeout_s is None else loop.call_later(timeout_s, self._wake)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if timer is not None:
+                    timer.cancel()
         if not self._pending and self._error is not None:
             raise self._error
         pending, self._pending = self._pending, []
-        if self._error is None:
-            self._arrived.clear()
         return pending
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Literal, TypeAlias
 
-from chitu_like.core.errors import CapacityError, PeerError, RequestError
+from chitu_like.core.errors import CapacityError, ChituError, PeerError, RequestError
 from chitu_like.core.output import RequestDelta
 from chitu_like.engine.messages import (
     AddRequest,
@@ -69,10 +69,11 @@ class Router:
             single request may exceed it when nothing else waits.
         policy: which instance comes next.
         now: seconds on a clock that never goes back.
-        on_step: told of every StepMessage with the instance's previous stats, for metrics.
 
     Attributes:
+        on_step: told of every step with the instance's stats before and after it, for metrics.
         failure: why the service cannot go on, or None.
+        failed, draining: set when that begins.
         last_progress_s: when an engine last reported a step, or work began on an idle service.
     """
 
@@ -84,16 +85,15 @@ class Router:
         max_queued_tokens: int,
         policy: Policy = least_loaded,
         now: Callable[[], float] = time.monotonic,
-        on_step: Callable[[EngineStats, EngineStats], None] | None = None,
     ) -> None:
         self._instances = [Instance(engine) for engine in engines]
         self._max_queued_requests = max_queued_requests
         self._max_queued_tokens = max_queued_tokens
         self._policy = policy
         self._now = now
-        self._on_step = on_step
+        self.on_step: Callable[[EngineStats, EngineStats], None] | None = None
         self._routes: dict[str, tuple[Instance, Inbox]] = {}
-        self._draining = False
+        self.draining = asyncio.Event()
         self.failure: str | None = None
         self.failed = asyncio.Event()
         self.last_progress_s = now()
@@ -103,7 +103,7 @@ class Router:
         """What the service can do now."""
         if self.failure is not None:
             return RouterState.FAILED
-        if self._draining:
+        if self.draining.is_set():
             return RouterState.DRAINING
         is_ready = all(instance.info is not None for instance in self._instances)
         return RouterState.READY if is_ready else RouterState.LOADING
@@ -147,7 +147,7 @@ class Router:
 
     def drain(self) -> None:
         """Take no new call; open ones go on."""
-        self._draining = True
+        self.draining.set()
 
     def fail(self, reason: str) -> None:
         """End every open request with an error and take no more. The first reason stays."""
@@ -155,13 +155,15 @@ class Router:
             return
         self.failure = reason
         logger.error("the service has failed: %s", reason)
-        for _, inbox in self._routes.values():
-            inbox.fail(PeerError("the engine has failed; this request cannot be finished"))
-        self._routes.clear()
-        for instance in self._instances:
-            instance.num_open = instance.num_waiting_tokens = 0
-            instance.waiting.clear()
+        self.cut_all(PeerError("the engine has failed; this request cannot be finished"))
         self.failed.set()
+
+    def cut_all(self, error: ChituError) -> None:
+        """End every open request with an error; the engines are not told."""
+        for request_id, (instance, inbox) in self._routes.items():
+            instance.closed(request_id)
+            inbox.fail(error)
+        self._routes.clear()
 
     def check_open(self) -> EngineInfo:
         """Return the limits a new call must keep.
@@ -172,7 +174,7 @@ class Router:
         """
         if self.failure is not None:
             raise PeerError("the engine has failed; the service is going down")
-        if self._draining:
+        if self.draining.is_set():
             raise Refused("the service is shutting down", code="draining", retry_after_s=30)
         info = self.info
         if info is None:
@@ -283,8 +285,8 @@ class Router:
     def _stepped(self, instance: Instance, message: StepMessage) -> None:
         self.last_progress_s = self._now()
         previous, instance.stats = instance.stats, message.stats
-        if self._on_step is not None:
-            self._on_step(previous, message.stats)
+        if self.on_step is not None:
+            self.on_step(previous, message.stats)
         for delta in message.deltas:
             self._deliver(delta)
 

@@ -1,0 +1,103 @@
+"""A real front-end process in front of a fake engine: how tests drive the service."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+from fakes import FakeEngine
+
+from chitu_like.server.front_end_config import FrontEndConfig
+
+REPO = Path(__file__).resolve().parents[1]
+SECRET = "s3cret"
+
+
+class Service:
+    """A front-end process and its fake engine."""
+
+    def __init__(self, engine: FakeEngine, config: FrontEndConfig) -> None:
+        self.engine = engine
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "chitu_like.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if os.environ.get("QUIET_HTTP") else None,
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(config.to_json())
+        self.process.stdin.flush()
+        self.first_event: dict[str, Any] = json.loads(self.process.stdout.readline())
+        self.port = self.first_event.get("port", 0)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def wait_ready(self, timeout_s: float = 20.0) -> Service:
+        deadline_s = time.monotonic() + timeout_s
+        while httpx.get(f"{self.url}/ready").status_code != 200:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        return self
+
+    def order(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"command": command}).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def lose_leader(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def openai(self, api_key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30.0
+        )
+
+    def post(self, path: str, body: object, **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=30.0, **options)
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+        return self.post("/v1/chat/completions", body)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.engine.close()
+
+
+Start = Callable[..., Service]
+
+
+def make_starter(stack: ExitStack, tokenizer_dir: Path) -> Start:
+    def start(engine: dict[str, Any] | None = None, wait: bool = True, **settings: Any) -> Service:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chitu-test-"))
+        address = f"ipc://{folder}/engine"
+        config = {
+            "engine_addresses": [address],
+            "secret": SECRET,
+            "model_name": "fake",
+            "tokenizer_path": str(tokenizer_dir),
+            "leader_pid": None,
+            **settings,
+        }
+        service = Service(FakeEngine(address, SECRET, **(engine or {})), FrontEndConfig(**config))
+        stack.callback(service.close)
+        return service.wait_ready() if wait else service
+
+    return start
