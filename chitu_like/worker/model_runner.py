@@ -38,6 +38,7 @@ from chitu_like.checkpoint.loader import LoadableModel, LoadReport, finish_loadi
 from chitu_like.checkpoint.reader import open_checkpoint
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.output import StepOutput
+from chitu_like.models.build import build_model
 from chitu_like.worker import memory
 from chitu_like.worker.batch_builder import build_forward_batch
 from chitu_like.worker.device import available_host_bytes
@@ -97,10 +98,14 @@ class ModelRunner:
 
         Raises: UnsupportedError if the attention backend cannot serve the model on this device.
         """
-        from chitu_like.models.build import build_model
-
         backend = make_backend(options)
-        model = build_model(options.spec, backend, options.torch_dtype, options.torch_device)
+        model = build_model(
+            options.spec,
+            backend,
+            options.torch_dtype,
+            options.torch_device,
+            op_impl=options.op_impl,
+        )
         return cls(options, model, backend)
 
     def load(

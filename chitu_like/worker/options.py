@@ -24,6 +24,7 @@ class RunnerOptions:
         device: "cpu", "cuda" or "cuda:<index>".
         max_seq_len: tokens of one request, or the most that `ModelRunner.allocate` may be told.
         attn_type: name of the attention backend.
+        op_impl: kind of implementation of the ops.
         block_size: tokens a KV block.
         max_num_batched_tokens: of one step.
         max_reqs: requests at once, or the most that `ModelRunner.allocate` may be told.
@@ -34,6 +35,7 @@ class RunnerOptions:
     device: str
     max_seq_len: int
     attn_type: str = "sdpa"
+    op_impl: str = "auto"
     block_size: int = 16
     max_num_batched_tokens: int = 2048
     max_reqs: int = 64
