@@ -12,7 +12,7 @@ Example::
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TypeAlias, cast
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from chitu_like.config.load import load_config
 from chitu_like.core.errors import ChituError, RequestError, UnsupportedError
+from chitu_like.core.interrupt import deferred_interrupt
 from chitu_like.core.output import (
     CompletionOutput,
     FinishReason,
@@ -111,6 +112,44 @@ class LLM:
             self._forget(open_answers)
         return [answer.output() for answer in open_answers]
 
+    def generate_each(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stop_when: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Answer every prompt, handing out each answer as soon as it ends.
+
+        Args:
+            prompts: as for `generate`, always a sequence of them.
+            params: as for `generate`.
+            stop_when: asked after each step. Once it is true, answers that have begun are handed
+                out as far as they came (finish_reason None) and the rest is given up.
+
+        Yields: (position of the prompt, its answer).
+
+        Raises:
+            RequestError: the number of params is not that of the prompts.
+        """
+        many = list(prompts)
+        each = self._params_for(many, params)
+        answers = [_Answer(str(next(self._ids)), p, s) for p, s in zip(many, each, strict=True)]
+        positions = {answer.request_id: position for position, answer in enumerate(answers)}
+        open_answers = dict(positions)
+        try:
+            for ended, _ in self._ending(answers):
+                for answer in ended:
+                    yield open_answers.pop(answer.request_id), answer.output()
+                if stop_when():
+                    break
+            for request_id, position in open_answers.items():
+                output = answers[positions[request_id]].output()
+                if any(choice.token_ids for choice in output.outputs):
+                    yield position, output
+        finally:
+            self._forget(answers)
+
     def chat(
         self,
         conversations: Sequence[Message] | Sequence[Sequence[Message]],
@@ -197,22 +236,27 @@ class LLM:
         return list(params)
 
     def _run(self, answers: list[_Answer], shows_progress: bool) -> None:
-        """Feed the engine as it makes room, until every answer is done."""
-        waiting = iter(answers)
-        unfinished = len(answers)
+        """Run until every answer is done."""
         total_tokens = 0
-        running: list[_Answer] = []
         with _progress_bar(shows_progress) as bar:
             task = bar.add_task("generating", total=len(answers), rate="")
-            while unfinished:
-                running += self._feed(waiting)
-                num_tokens = self._step()
-                num_before = len(running)
-                running = [answer for answer in running if not answer.is_done]
-                unfinished -= num_before - len(running)
+            for ended, num_tokens in self._ending(answers):
                 total_tokens += num_tokens
                 rate = f"{total_tokens / (bar.tasks[task].elapsed or 1e-9):.0f} tokens/s"
-                bar.update(task, completed=len(answers) - unfinished, rate=rate)
+                bar.update(task, advance=len(ended), rate=rate)
+
+    def _ending(self, answers: list[_Answer]) -> Iterator[tuple[list[_Answer], int]]:
+        """Feed the engine as it makes room; yields which answers a step ended, and its tokens."""
+        waiting = iter(answers)
+        num_open = len(answers)
+        running: list[_Answer] = []
+        while num_open:
+            running += self._feed(waiting)
+            num_tokens = self._step()
+            ended = [answer for answer in running if answer.is_done]
+            running = [answer for answer in running if not answer.is_done]
+            num_open -= len(ended)
+            yield ended, num_tokens
 
     def _feed(self, waiting: Iterator[_Answer]) -> list[_Answer]:
         """Keep about one more batch waiting: the queue's bounds are for strangers, not for us."""
@@ -253,14 +297,15 @@ class LLM:
     def _step(self) -> int:
         """One step of the engine; returns the output tokens it brought."""
         num_tokens = 0
-        for delta in self._instance.engine.step():
-            num_tokens += len(delta.token_ids)
-            choice = self._choices.get(delta.request_id)
-            if choice is None:
-                continue
-            choice.take(delta)
-            if choice.stopped_by_text:
-                self._instance.engine.abort(delta.request_id)
+        with deferred_interrupt():
+            for delta in self._instance.engine.step():
+                num_tokens += len(delta.token_ids)
+                choice = self._choices.get(delta.request_id)
+                if choice is None:
+                    continue
+                choice.take(delta)
+                if choice.stopped_by_text:
+                    self._instance.engine.abort(delta.request_id)
         return num_tokens
 
     def _forget(self, answers: list[_Answer]) -> None:
