@@ -1,0 +1,143 @@
+"""Run a model over a small paged cache, any cut of the work; and families' tiny random twins."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from chitu_like.attention.base import (
+    AttentionBackend,
+    AttentionSpec,
+    ForwardBatch,
+    LayerKVCache,
+    attention_backends,
+)
+from chitu_like.checkpoint.loader import finish_loading
+from chitu_like.core.model_spec import ModelSpec
+from chitu_like.models.base import Model
+from chitu_like.models.build import build_model
+from chitu_like.models.weight_map import IGNORED
+
+
+def attention_spec(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> AttentionSpec:
+    return AttentionSpec(
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        windows=tuple(dict.fromkeys(spec.layer_windows)),
+        block_size=block_size,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+
+
+def make_model(
+    spec: ModelSpec, backend: AttentionBackend, dtype: torch.dtype, weights: dict[str, Tensor]
+) -> Model:
+    """A model filled from a state dict of transformers, by the rules of the loader."""
+    model = build_model(spec, backend, dtype, torch.device("cpu"))
+    weight_map, parameters = model.weight_map(), dict(model.named_parameters())
+    missing = set(weight_map.expected)
+    for name, tensor in weights.items():
+        target = weight_map.resolve(name)
+        if target is IGNORED:
+            continue
+        assert target is not None, f"left over: {name}"
+        parameters[target.parameter].load(name, tensor, target.part)
+        missing.remove(target)
+    assert not missing, f"missing: {[weight_map.source_name(target) for target in missing]}"
+    finish_loading(model)
+    return model
+
+
+class PagedModel:
+    """A model with its cache; requests are named by any number.
+
+    Args:
+        spec: the model.
+        weights: of transformers.
+        backend: name of an attention backend.
+        block_size: tokens a block.
+        shuffle: hand out blocks in a random order, so that contexts lie scattered.
+        num_blocks: of the cache.
+        dtype: to compute in.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: dict[str, Tensor],
+        *,
+        backend: str = "sdpa",
+        block_size: int = 4,
+        shuffle: bool = True,
+        num_blocks: int = 128,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.spec = spec
+        self.block_size = block_size
+        self.backend = attention_backends.get(backend)(attention_spec(spec, block_size, dtype))
+        self.model = make_model(spec, self.backend, dtype, weights)
+        shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
+        # NaN: reading a slot that nothing was stored in shows in the result.
+        self.caches = {
+            layer: LayerKVCache(
+                torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)
+            )
+            for layer in range(spec.num_layers)
+        }
+        self.free = list(range(num_blocks))
+        if shuffle:
+            random.Random(7).shuffle(self.free)
+        self.tables: dict[int, list[int]] = {}
+        self.lens: dict[int, int] = {}
+
+    @torch.inference_mode()
+    def step(self, work: Sequence[tuple[int, Sequence[int]]]) -> list[Tensor]:
+        """Logits of every token of each (request, next tokens); decodes must stand in front."""
+        for request, tokens in work:
+            self._grow(request, len(tokens))
+        batch = self._batch(work)
+        batch.attn_metadata = self.backend.plan(batch)
+        logits = self.model.compute_logits(self.model.forward(batch))
+        assert logits.isfinite().all()
+        return list(logits.split([len(tokens) for _, tokens in work]))
+
+    def generate(self, prompt: Sequence[int], num_tokens: int, request: int = 0) -> list[int]:
+        """Greedy tokens after a prompt computed in one step."""
+        logits = self.step([(request, prompt)])[0]
+        tokens = [int(logits[-1].argmax())]
+        while len(tokens) < num_tokens:
+            tokens.append(int(self.step([(request, tokens[-1:])])[0][-1].argmax()))
+        return tokens
+
+    def _grow(self, request: int, num_tokens: int) -> None:
+        self.lens[request] = self.lens.get(request, 0) + num_tokens
+        table = self.tables.setdefault(request, [])
+        while len(table) * self.block_size < self.lens[request]:
+            table.append(self.free.pop())
+
+    def _batch(self, work: Sequence[tuple[int, Sequence[int]]]) -> ForwardBatch:
+        slots, positions = [], []
+        for request, tokens in work:
+            end = self.lens[request]
+            for position in range(end - len(tokens), end):
+                block = self.tables[request][position // self.block_size]
+                slots.append(block * self.block_size + position % self.block_size)
+                positions.append(position)
+        query_lens = [len(tokens) for _, tokens in work]
+        tables = [torch.tensor(self.tables[request]) for request, _ in work]
+        return ForwardBatch(
+            input_ids=torch.tensor([token for _, tokens in work for token in tokens]),
+            positions=torch.tensor(positions),
+            slot_mapping=torch.tensor(slots),
+            block_tables=torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).int(),
+            query_lens=query_lens,
+            context_lens=[self.lens[request] for request, _ in work],
+            num_decodes=next((i for i, n in enumerate(query_lens) if n > 1), len(work)),
+            logits_indices=torch.arange(len(positions)),
+            kv_caches=self.caches,
+        )
