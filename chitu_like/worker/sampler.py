@@ -198,4 +198,5 @@ def _ban_stop_ids_(logits: Tensor, rows: SampledRows, slots: Slots) -> None:
         return
     index = np.concatenate([np.full(len(ids), row) for row, ids in entries])
     token_ids = np.concatenate([ids for _, ids in entries])
-    logits[upload(index, logits.device), upload(token_ids, logits.device)] = -torch.inf
+    where = (upload(index, logits.device), upload(token_ids, logits.device))
+    logits.index_put_(where, logits.new_full((), -torch.inf))  # assigning a number would wait

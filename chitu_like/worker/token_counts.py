@@ -40,7 +40,7 @@ class TokenCounts:
         counts = self._output_counts[row].zero_()
         device_output = upload(output, counts.device)
         counts.scatter_add_(0, device_output, torch.ones_like(device_output, dtype=torch.int32))
-        self._in_prompt[row].zero_()[upload(prompt, counts.device)] = True
+        self._in_prompt[row].zero_().index_fill_(0, upload(prompt, counts.device), True)
 
     def drop(self, slot: int) -> None:
         """Count this slot no longer; its room is used again."""

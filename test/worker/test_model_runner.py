@@ -336,16 +336,19 @@ def test_launching_does_not_wait_for_the_device() -> None:
     )  # fmt: skip
     driver = Driver(runner, depth=10**6)
     sequence = Sequence(random_prompt(5), 6, row)
-    driver.step([(sequence, 5)])
     torch.cuda.set_sync_debug_mode("error")
     try:
+        driver.step([(sequence, 5)])
         for _ in range(4):
             driver.step([(sequence, 1)])
+        driver.swap_out = [(sequence.blocks[0], 3)]
+        driver.swap_in = [(3, sequence.blocks[0])]
+        driver.step([(sequence, 1)])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     while driver.in_flight:
         driver.collect()
-    assert sequence.tokens[5:] == plain_loop(sequence.prompt, 5, row)
+    assert sequence.tokens[5:] == plain_loop(sequence.prompt, 6, row)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
