@@ -139,6 +139,7 @@ def _runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
         device=resolved.device,
         max_seq_len=resolved.max_seq_len,
         attn_type=resolved.attn_type,
+        op_impl=resolved.op_impl,
         block_size=resolved.block_size,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_reqs=most_reqs(resolved),

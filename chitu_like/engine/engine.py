@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.errors import ChituError, RequestError
@@ -126,11 +126,9 @@ class Engine:
         prompt, params, info = message.prompt_token_ids, message.params, self.info
         if not prompt:
             raise RequestError("the prompt is empty: send at least one token", param="prompt")
-        if min(prompt) < 0 or max(prompt) >= info.vocab_size:
-            bad = next(t for t in prompt if not 0 <= t < info.vocab_size)
-            raise RequestError(
-                f"token id {bad} is outside the vocabulary of {info.vocab_size}", param="prompt"
-            )
+        _check_ids(prompt, info.vocab_size, "prompt")
+        _check_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
+        _check_ids(params.logit_bias, info.vocab_size, "logit_bias")
         if params.n != 1:
             raise RequestError(f"n={params.n}: the engine takes one completion a request", "n")
         room = info.max_seq_len - len(prompt)
@@ -152,4 +150,13 @@ class Engine:
             eos_token_ids=frozenset(message.eos_token_ids),
             arrival_s=now_s,
             deadline_s=now_s + timeout_s,
+        )
+
+
+def _check_ids(token_ids: Collection[int], vocab_size: int, param: str) -> None:
+    """Raise RequestError for a token that the model does not have: workers index with these."""
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise RequestError(
+            f"{param}: token id {bad} is outside the vocabulary of {vocab_size}", param=param
         )

@@ -153,6 +153,7 @@ class ModelRunner:
         """
         options = self.options
         if self.device.type == "cpu":
+            blocks_of_all = options.max_reqs * self.kv_spec.blocks_for(options.max_seq_len)
             weight_bytes = options.spec.num_parameters() * options.torch_dtype.itemsize
             return memory.plan_blocks(
                 self.kv_spec,
@@ -166,7 +167,9 @@ class ModelRunner:
                     num_samples=options.max_reqs,
                 ),
                 memory_utilization=memory_utilization,
-                kv_limit_bytes=memory.CPU_KV_BYTES,
+                kv_limit_bytes=min(
+                    memory.CPU_KV_BYTES, blocks_of_all * self.kv_spec.bytes_per_block
+                ),
                 num_blocks=num_blocks,
             )
         total_bytes, other_bytes = memory.free_cuda_bytes(self.device)

@@ -11,6 +11,8 @@ import msgspec
 import psutil
 import pytest
 import zmq
+from fake_executor import expected_output
+from scheduling import Rig, make_rig
 
 from chitu_like.core.output import FinishReason
 from chitu_like.core.sampling_params import SamplingParams
@@ -26,8 +28,6 @@ from chitu_like.engine.messages import (
     ToEngine,
     ToFrontEnd,
 )
-from test.fake_executor import expected_output
-from test.scheduler.scheduling import Rig, make_rig
 
 
 class Peer:

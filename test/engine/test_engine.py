@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from fake_executor import expected_output
+from scheduling import make_rig
 
 from chitu_like.core.output import FinishReason
-from test.fake_executor import expected_output
-from test.scheduler.scheduling import make_rig
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 2, 3])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from scheduling import make_request
 
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.kvcache.prefix_cache import ROOT, block_name
-from test.scheduler.scheduling import make_request
 
 
 def fill(blocks: BlockManager, name: str, prompt: list[int]) -> int:

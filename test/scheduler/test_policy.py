@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from scheduling import Rig, make_rig
 
 from chitu_like.config.keys import known_keys
 from chitu_like.core.errors import ConfigError
 from chitu_like.scheduler.policy import SORT_KEYS, Ordering
-from test.scheduler.scheduling import Rig, make_rig
 
 
 def finish_order(rig: Rig) -> list[str]:

@@ -6,12 +6,12 @@ import random
 
 import msgspec
 import pytest
+from fake_executor import expected_output
+from scheduling import make_rig
 
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch
 from chitu_like.core.output import FinishReason
 from chitu_like.scheduler.policy import SORT_KEYS
-from test.fake_executor import expected_output
-from test.scheduler.scheduling import make_rig
 
 
 def test_a_step_carries_decodes_and_a_prefill_chunk_together():
@@ -151,6 +151,8 @@ def test_aborting_a_waiting_request_leaves_no_trace():
     [
         ([], {}, "empty"),
         ([1, 5000], {}, "token id 5000"),
+        ([1], {"stop_token_ids": (1000,)}, "stop_token_ids: token id 1000"),
+        ([1], {"logit_bias": {5000: 1.0}}, "logit_bias: token id 5000"),
         (list(range(64)), {}, "64 tokens"),
     ],
 )

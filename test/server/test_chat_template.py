@@ -2,11 +2,11 @@ import json
 from datetime import datetime
 
 import pytest
+from tiny_tokenizers import DATA, shared_folder
 
 from chitu_like.core.errors import CheckpointError, RequestError
 from chitu_like.server.chat_template import ChatTemplate
 from chitu_like.server.tokenizer import Tokenizer
-from test.server.tiny_tokenizers import DATA, shared_folder
 
 USER = {"role": "user", "content": "What is <b>2+2</b> & 'why'?"}
 ANSWER = {"role": "assistant", "content": "<think>\nadd\n</think>\n\n4 — ふ"}

@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from chitu_like.server.detokenizer import IncrementalDetokenizer, StopMatcher
-from chitu_like.server.tokenizer import Tokenizer
-from test.server.tiny_tokenizers import (
+from tiny_tokenizers import (
     SPECIAL,
     shared_folder,
     write_byte_level,
     write_sentencepiece,
 )
+
+from chitu_like.server.detokenizer import IncrementalDetokenizer, StopMatcher
+from chitu_like.server.tokenizer import Tokenizer
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 IDS = st.lists(st.integers(0, 420), max_size=50)  # special tokens and ids without a piece too

@@ -10,15 +10,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, processors
-
-from chitu_like.core.errors import CheckpointError, ChituError, RequestError, UnsupportedError
-from chitu_like.server.llama3_convert import LLAMA3_PATTERN
-from chitu_like.server.sentencepiece_convert import from_sentencepiece
-from chitu_like.server.sentencepiece_model import SentencePieceModel
-from chitu_like.server.tokenizer import Tokenizer
-from chitu_like.server.tokenizer_config import TokenizerConfig
-from test.server.tiny_tokenizers import (
+from tiny_tokenizers import (
     SPECIAL,
     TEXT,
     byte_level_backend,
@@ -31,6 +23,14 @@ from test.server.tiny_tokenizers import (
     write_sentencepiece,
     write_vocab_and_merges,
 )
+from tokenizers import decoders, processors
+
+from chitu_like.core.errors import CheckpointError, ChituError, RequestError, UnsupportedError
+from chitu_like.server.llama3_convert import LLAMA3_PATTERN
+from chitu_like.server.sentencepiece_convert import from_sentencepiece
+from chitu_like.server.sentencepiece_model import SentencePieceModel
+from chitu_like.server.tokenizer import Tokenizer
+from chitu_like.server.tokenizer_config import TokenizerConfig
 
 FAMILIES = ("qwen3", "minimind", "mistral_v1")
 # Any character but lone surrogates, which no byte sequence spells.

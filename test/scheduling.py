@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fake_executor import VOCAB_SIZE, FakeExecutor
+
 from chitu_like.core.output import FinishReason
 from chitu_like.core.request import Request
 from chitu_like.core.sampling_params import SamplingParams
@@ -12,7 +14,6 @@ from chitu_like.engine.messages import AddRequest, EngineInfo
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.scheduler.policy import Ordering
 from chitu_like.scheduler.scheduler import Scheduler, SchedulerLimits
-from test.fake_executor import VOCAB_SIZE, FakeExecutor
 
 
 @dataclass
