@@ -31,7 +31,7 @@ from chitu_like.core.output import (
     TokenLogprobs,
 )
 from chitu_like.core.sampling_params import SamplingParams
-from chitu_like.engine.messages import AddRequest
+from chitu_like.engine.messages import AddRequest, EngineInfo
 from chitu_like.instance import Instance, load_instance
 from chitu_like.server.detokenizer import IncrementalDetokenizer
 from chitu_like.server.tokenizer import Tokenizer
@@ -75,6 +75,11 @@ class LLM:
                 "this model has no tokenizer: give token ids, or set models.tokenizer_path"
             )
         return self._instance.text.tokenizer
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine can hold: requests at once, tokens of one, KV blocks, vocabulary."""
+        return self._instance.engine.info
 
     def default_params(self) -> SamplingParams:
         """What a call without parameters uses: the model's generation_config, else OpenAI's."""
