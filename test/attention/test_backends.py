@@ -1,5 +1,6 @@
 """Every attention backend against one token at a time, on random paged layouts."""
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -32,7 +33,9 @@ BATCHES: dict[str, list[tuple[int, int]]] = {
 SHAPES = {"grouped": (6, 2, 12), "all heads": (3, 3, 16), "one key head": (4, 1, 8)}
 
 
-def make_spec(shape: tuple[int, int, int], block_size: int, dtype: torch.dtype) -> AttentionSpec:
+def make_spec(
+    shape: tuple[int, int, int], block_size: int, dtype: torch.dtype, device: str = "cpu"
+) -> AttentionSpec:
     num_heads, num_kv_heads, head_dim = shape
     return AttentionSpec(
         num_heads=num_heads,
@@ -41,7 +44,7 @@ def make_spec(shape: tuple[int, int, int], block_size: int, dtype: torch.dtype) 
         windows=WINDOWS,
         block_size=block_size,
         dtype=dtype,
-        device=torch.device("cpu"),
+        device=torch.device(device),
     )
 
 
@@ -116,6 +119,22 @@ def test_backends_attend_as_defined(
         out = backend.run(q, batch.kv_caches[0], metadata, scale=0.3, window=window)
         assert_op_close(out, token_by_token(spec, batch, q, 0.3, window))
     assert torch.equal(q, kept)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("name", ["ref", "sdpa"])
+def test_backends_attend_the_same_on_cuda(name: str, requests: list[tuple[int, int]]) -> None:
+    on_cpu = make_spec(SHAPES["grouped"], 16, torch.float32)
+    on_cuda = make_spec(SHAPES["grouped"], 16, torch.float32, "cuda")
+    batch, q = make_batch(on_cpu, requests, scattered=True)
+    cache = LayerKVCache(*(part.cuda() for part in batch.kv_caches[0]))
+    moved = dataclasses.replace(batch, block_tables=batch.block_tables.cuda())
+    backend = attention_backends.get(name)(on_cuda)
+    metadata = backend.plan(moved)
+    for window in WINDOWS:
+        out = backend.run(q.cuda(), cache, metadata, scale=0.3, window=window)
+        assert_op_close(out.cpu(), token_by_token(on_cpu, batch, q, 0.3, window))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

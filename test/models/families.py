@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -91,7 +92,8 @@ FAMILIES: dict[str, dict[str, object]] = {
     "opt-bare": {
         "model_type": "opt",
         "enable_bias": False,
-        "layer_norm_elementwise_affine": False,
+        # transformers 4 cannot initialise norms without weights
+        "layer_norm_elementwise_affine": transformers.__version__.startswith("4."),
         "tie_word_embeddings": False,
         "activation_function": "gelu",
     },

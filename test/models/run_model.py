@@ -21,8 +21,12 @@ from chitu_like.models.base import Model
 from chitu_like.models.build import build_model
 from chitu_like.models.weight_map import IGNORED
 
+CPU = torch.device("cpu")
 
-def attention_spec(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> AttentionSpec:
+
+def attention_spec(
+    spec: ModelSpec, block_size: int, dtype: torch.dtype, device: torch.device = CPU
+) -> AttentionSpec:
     return AttentionSpec(
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
@@ -30,15 +34,19 @@ def attention_spec(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> Atte
         windows=tuple(dict.fromkeys(spec.layer_windows)),
         block_size=block_size,
         dtype=dtype,
-        device=torch.device("cpu"),
+        device=device,
     )
 
 
 def make_model(
-    spec: ModelSpec, backend: AttentionBackend, dtype: torch.dtype, weights: dict[str, Tensor]
+    spec: ModelSpec,
+    backend: AttentionBackend,
+    dtype: torch.dtype,
+    weights: dict[str, Tensor],
+    device: torch.device = CPU,
 ) -> Model:
     """A model filled from a state dict of transformers, by the rules of the loader."""
-    model = build_model(spec, backend, dtype, torch.device("cpu"))
+    model = build_model(spec, backend, dtype, device)
     weight_map, parameters = model.weight_map(), dict(model.named_parameters())
     missing = set(weight_map.expected)
     for name, tensor in weights.items():
@@ -64,6 +72,7 @@ class PagedModel:
         shuffle: hand out blocks in a random order, so that contexts lie scattered.
         num_blocks: of the cache.
         dtype: to compute in.
+        device: to compute on; logits come back to the host.
     """
 
     def __init__(
@@ -76,16 +85,20 @@ class PagedModel:
         shuffle: bool = True,
         num_blocks: int = 128,
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
+        self.device = device
         self.spec = spec
         self.block_size = block_size
-        self.backend = attention_backends.get(backend)(attention_spec(spec, block_size, dtype))
-        self.model = make_model(spec, self.backend, dtype, weights)
+        self.backend = attention_backends.get(backend)(
+            attention_spec(spec, block_size, dtype, device)
+        )
+        self.model = make_model(spec, self.backend, dtype, weights, device)
         shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
         # NaN: reading a slot that nothing was stored in shows in the result.
         self.caches = {
             layer: LayerKVCache(
-                torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)
+                *(torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(2))
             )
             for layer in range(spec.num_layers)
         }
@@ -102,7 +115,7 @@ class PagedModel:
             self._grow(request, len(tokens))
         batch = self._batch(work)
         batch.attn_metadata = self.backend.plan(batch)
-        logits = self.model.compute_logits(self.model.forward(batch))
+        logits = self.model.compute_logits(self.model.forward(batch)).cpu()
         assert logits.isfinite().all()
         return list(logits.split([len(tokens) for _, tokens in work]))
 
@@ -130,14 +143,16 @@ class PagedModel:
                 positions.append(position)
         query_lens = [len(tokens) for _, tokens in work]
         tables = [torch.tensor(self.tables[request]) for request, _ in work]
+        input_ids = [token for _, tokens in work for token in tokens]
+        block_tables = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).int()
         return ForwardBatch(
-            input_ids=torch.tensor([token for _, tokens in work for token in tokens]),
-            positions=torch.tensor(positions),
-            slot_mapping=torch.tensor(slots),
-            block_tables=torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).int(),
+            input_ids=torch.tensor(input_ids, device=self.device),
+            positions=torch.tensor(positions, device=self.device),
+            slot_mapping=torch.tensor(slots, device=self.device),
+            block_tables=block_tables.to(self.device),
             query_lens=query_lens,
             context_lens=[self.lens[request] for request, _ in work],
             num_decodes=next((i for i, n in enumerate(query_lens) if n > 1), len(work)),
-            logits_indices=torch.arange(len(positions)),
+            logits_indices=torch.arange(len(positions), device=self.device),
             kv_caches=self.caches,
         )

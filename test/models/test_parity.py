@@ -77,6 +77,17 @@ def test_skew_and_paged_layouts_agree(name: str, layout: dict[str, object]) -> N
     assert paged(name, **layout).generate(prompt, 10) == paged(name).generate(prompt, 10)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["ref", "sdpa"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cuda_gives_the_tokens_of_the_cpu(name: str, backend: str) -> None:
+    prompts = [random_tokens(count, seed=count) for count in (21, 40)]
+    expected = [paged(name).generate(prompt, 10) for prompt in prompts]
+    runner = paged(name, backend=backend, device=torch.device("cuda"))
+    found = [runner.generate(prompt, 10, request) for request, prompt in enumerate(prompts)]
+    assert found == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "glm4", "opt-post-norm-projected"])
 def test_half_precision_is_as_near_to_float32_as_transformers(
