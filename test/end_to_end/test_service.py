@@ -1,0 +1,327 @@
+"""The whole service, as a user starts it: real processes, the embedded model, real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from chitu_like import LLM, SamplingParams
+
+REPO = Path(__file__).resolve().parents[2]
+KEYS = ("models=tiny-chat", "dtype=float32", "infer.device=cpu", "infer.num_blocks=512")
+QUESTION = [{"role": "user", "content": "What is a paged KV cache?"}]
+START_TIMEOUT_S = 120.0  # torch alone takes many seconds to import on a busy machine
+
+
+class Server:
+    """`python -m chitu_like`, or the same under torchrun."""
+
+    def __init__(self, log_dir: Path, *keys: str, torchrun: bool = False) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        start = ["-m", "torch.distributed.run", "--nproc_per_node", "1"] if torchrun else []
+        command = [sys.executable, *start, "-m", "chitu_like", *KEYS, *keys]
+        self.process = subprocess.Popen(
+            [*command, f"serve.port={self.port}", f"log_dir={log_dir}"],
+            cwd=log_dir,
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.output: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.output.extend(iter(self.process.stdout.readline, ""))
+
+    def wait_ready(self) -> Server:
+        until(lambda: self.status("/ready") == 200 or self.process.poll() is not None)
+        assert self.process.poll() is None, "".join(self.output)
+        return self
+
+    def status(self, path: str) -> int:
+        try:
+            return httpx.get(self.url + path, timeout=5.0).status_code
+        except httpx.TransportError:
+            return 0
+
+    def load(self) -> dict[str, float]:
+        found: dict[str, float] = httpx.get(self.url + "/load", timeout=5.0).json()
+        return found
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url + "/v1", api_key="x", max_retries=0, timeout=60.0)
+
+    def family(self) -> list[psutil.Process]:
+        """The process, its front end and whatever else it started."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def leader(self) -> psutil.Process:
+        """The rank itself, also under torchrun."""
+        ranks = [p for p in self.family() if "chitu_like" in p.cmdline()]
+        return next(p for p in ranks if "torch.distributed.run" not in p.cmdline())
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            for process in self.family():
+                process.kill()
+            self.process.wait()
+
+
+def until(condition: object, timeout_s: float = START_TIMEOUT_S) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("logs"))
+    try:
+        yield server.wait_ready()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[list[Server]]:
+    """Servers that a test may break."""
+    servers: list[Server] = []
+    yield servers
+    for server in servers:
+        server.close()
+
+
+def long_stream(server: Server, max_tokens: int = 1500) -> Iterator[str]:
+    """Lines of a streamed completion that would take many seconds."""
+    body = {"prompt": "Once upon a time", "max_tokens": max_tokens, "stream": True}
+    body |= {"ignore_eos": True, "temperature": 0}
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60.0) as response:
+        assert response.status_code == 200
+        yield from response.iter_lines()
+
+
+def test_the_openai_client_gets_what_llm_gives(server: Server):
+    client = server.client()
+    greedy = SamplingParams(temperature=0.0, max_tokens=40)
+    sampled = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=40, seed=11)
+    with LLM(*KEYS, progress=False) as llm:
+        expected = [llm.chat(QUESTION, params)[0].outputs[0].text for params in (greedy, sampled)]
+        prompt = llm.render_chat(QUESTION)
+    for params, text in zip((greedy, sampled), expected, strict=True):
+        fields = {
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "max_tokens": params.max_tokens,
+            "seed": params.seed,
+        }
+        answer = client.chat.completions.create(model="tiny-chat", messages=QUESTION, **fields)
+        assert answer.choices[0].message.content == text
+        stream = client.chat.completions.create(
+            model="tiny-chat", messages=QUESTION, stream=True, **fields
+        )
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == text
+        completion = client.completions.create(model="tiny-chat", prompt=prompt, **fields)
+        assert completion.choices[0].text == text
+
+
+def test_the_embedded_model_knows_what_it_is(server: Server):
+    answer = server.client().chat.completions.create(
+        model="tiny-chat", messages=QUESTION, temperature=0
+    )
+    assert "block" in (answer.choices[0].message.content or "")
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_64_concurrent_streams_all_get_their_own_answer(server: Server):
+    async def ask_all() -> list[str]:
+        client = openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="x", timeout=120.0)
+
+        async def ask(index: int) -> str:
+            stream = await client.chat.completions.create(
+                model="tiny-chat",
+                messages=[{"role": "user", "content": f"What is {index % 8} + {index % 5}?"}],
+                temperature=0,
+                max_tokens=24,
+                stream=True,
+            )
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        return await asyncio.gather(*(ask(index) for index in range(64)))
+
+    answers = asyncio.run(ask_all())
+    for index in range(40, 64):  # the same question, asked at once and in another batch
+        assert answers[index] == answers[index - 40]
+    assert all(answers)
+
+
+def test_a_client_that_leaves_frees_its_blocks(server: Server):
+    lines = long_stream(server)
+    for _ in range(9):
+        next(lines)
+    assert server.load()["num_requests_running"] == 1
+    lines.close()  # type: ignore[attr-defined]
+    until(lambda: server.load()["num_requests_running"] == 0, 10.0)
+    assert server.load()["kv_cache_usage"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/completions", {"prompt": list(range(3000))}, 400),
+        ("/v1/completions", {"prompt": [10**7]}, 400),
+        ("/v1/completions", {"prompt": "x", "max_tokens": -1}, 400),
+        ("/v1/completions", {"prompt": "x", "n": 10**9}, 400),
+        ("/v1/completions", {"prompt": "x", "logit_bias": {"99999999": 1}}, 400),
+        ("/v1/completions", {"prompt": "x", "stop_token_ids": [99999999]}, 400),
+        ("/v1/chat/completions", {"messages": []}, 400),
+        ("/v1/chat/completions", {"messages": QUESTION, "model": "other"}, 404),
+    ],
+)
+def test_a_bad_request_is_4xx_and_the_next_one_works(
+    server: Server, path: str, body: dict[str, object], status: int
+):
+    response = httpx.post(server.url + path, json={"model": "tiny-chat", **body}, timeout=30.0)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["message"]
+    assert "\n" not in error["message"]
+    good = httpx.post(
+        server.url + "/v1/completions", json={"prompt": "x", "max_tokens": 1}, timeout=30.0
+    )
+    assert good.status_code == 200
+
+
+def test_an_idle_service_uses_no_cpu(server: Server):
+    family = server.family()
+
+    def used_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in family)
+
+    until(lambda: server.load()["num_requests_running"] == 0, 10.0)
+    time.sleep(1.0)
+    before = used_s()
+    time.sleep(3.0)
+    assert used_s() - before < 0.15
+
+
+def test_metrics_count_under_the_names_of_vllm(server: Server):
+    text = httpx.get(server.url + "/metrics", timeout=10.0).text
+    for name in (
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "vllm:prompt_tokens_total",
+        "vllm:generation_tokens_total",
+        "vllm:time_to_first_token_seconds_count",
+        "vllm:e2e_request_latency_seconds_bucket",
+    ):
+        assert f"\n{name}{{" in text, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_sigterm_drains_and_exits_with_0(own: list[Server], tmp_path: Path, torchrun: bool):
+    server = Server(tmp_path, torchrun=torchrun)
+    own.append(server)
+    server.wait_ready()
+    family = server.family()
+    lines = long_stream(server, max_tokens=200)
+    next(lines)
+    server.leader().send_signal(signal.SIGTERM)
+    until(lambda: server.status("/ready") == 503, 10.0)
+    refused = httpx.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=10.0)
+    assert refused.status_code == 503
+    assert "retry-after" in refused.headers
+    rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait(30) == 0, "".join(server.output)
+    until(lambda: not any(process.is_running() for process in family), 10.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_a_killed_engine_is_told_to_every_client(own: list[Server], tmp_path: Path, torchrun: bool):
+    server = Server(tmp_path, torchrun=torchrun)
+    own.append(server)
+    server.wait_ready()
+    family = server.family()
+    lines = long_stream(server)
+    next(lines)
+    killed_s = time.monotonic()
+    server.leader().kill()
+    frames = [line for line in lines if line]
+    assert time.monotonic() - killed_s < 10.0
+    assert any('"error"' in frame for frame in frames[-2:])
+    assert server.process.wait(60) != 0
+    until(lambda: not any(process.is_running() for process in family), 10.0)
+
+
+@pytest.mark.slow
+def test_a_stalled_engine_is_noticed_dumped_and_ended(own: list[Server], tmp_path: Path):
+    server = Server(tmp_path, "serve.stall_timeout_s=2")
+    own.append(server)
+    server.wait_ready()
+    lines = long_stream(server)
+    next(lines)
+    server.leader().send_signal(signal.SIGSTOP)
+    frames = [line for line in lines if line]
+    assert any('"error"' in frame for frame in frames[-2:])
+    until(lambda: server.status("/health") in (0, 503), 10.0)
+    assert server.process.wait(30) != 0
+
+
+@pytest.mark.slow
+def test_a_dead_front_end_ends_the_engine(own: list[Server], tmp_path: Path):
+    server = Server(tmp_path)
+    own.append(server)
+    server.wait_ready()
+    next(p for p in server.family() if "chitu_like.server" in p.cmdline()).kill()
+    assert server.process.wait(30) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("infer.tp_sizes=2", "tp_size"),
+        ("scheduler.type=fastest", "prefill_first"),
+        ("models.ckpt_dir=/nowhere", "/nowhere"),
+        ("infer.max_reqs=many", "infer.max_reqs"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, key: str, says: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "chitu_like", key, f"log_dir={tmp_path}"],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
