@@ -1,0 +1,1 @@
+"""Benchmarks: what the scripts of benchmarks/ and `chitu-like bench` measure with."""
