@@ -107,6 +107,7 @@ class FakeEngine:
         script: what a request is answered with; cut at max_tokens and at end-of-text tokens.
         delay_s: time of a step.
         is_stalled: take requests, never step.
+        is_loading: not ready before this turns false.
         added, aborted: what the front end said, in order.
         peak: most requests that were open at once.
     """
@@ -120,19 +121,19 @@ class FakeEngine:
         delay_s: float = 0.001,
         max_reqs: int = 64,
         max_seq_len: int = 4096,
-        loads_for_s: float = 0.0,
+        is_loading: bool = False,
     ) -> None:
         self.address = address
         self.script = script or say("Hello from the fake engine.")
         self.delay_s = delay_s
         self.is_stalled = False
+        self.is_loading = is_loading
         self.added: list[AddRequest] = []
         self.aborted: list[str] = []
         self.peak = 0
         self.was_shut_down = False
         self.info = EngineInfo(max_seq_len, max_reqs, 512, 16, BYTE_VOCAB_SIZE)
         self._secret = secret
-        self._loads_for_s = loads_for_s
         self._failure: str | None = None
         self._waiting: list[_Running] = []
         self._running: dict[str, _Running] = {}
@@ -165,7 +166,8 @@ class FakeEngine:
         context = zmq.Context()
         socket = context.socket(zmq.PAIR)
         socket.bind(self.address)
-        self._stopped.wait(self._loads_for_s)
+        while self.is_loading and not self._stopped.is_set():
+            self._stopped.wait(0.02)
         self._send(socket, Ready(self.info))
         trusted = False
         next_step_s = 0.0
@@ -177,6 +179,8 @@ class FakeEngine:
                 trusted = trusted or (isinstance(message, Hello) and message.secret == self._secret)
                 assert trusted, "the front end did not say hello"
                 self._take(message)
+                if isinstance(message, AbortRequests) and not self.num_open:
+                    self._send(socket, StepMessage([], self._stats()))
                 continue
             if self._failure is not None:
                 self._send(socket, Failed(self._failure))
@@ -189,7 +193,11 @@ class FakeEngine:
         context.term()
 
     def _send(self, socket: zmq.Socket[bytes], message: ToFrontEnd) -> None:
-        socket.send(msgspec.msgpack.encode(message))
+        # A PAIR without a peer would block, and the front end may be gone or not there yet.
+        while not self._stopped.is_set() and not socket.poll(20, zmq.POLLOUT):
+            pass
+        if not self._stopped.is_set():
+            socket.send(msgspec.msgpack.encode(message), zmq.NOBLOCK)
 
     def _take(self, message: ToEngine) -> None:
         if isinstance(message, AddRequest):
@@ -217,18 +225,18 @@ class FakeEngine:
         for delta in deltas:
             if delta.finish_reason is not None:
                 del self._running[delta.request_id]
-        steps, prompt, output = self._totals
-        return StepMessage(
-            deltas,
-            EngineStats(
-                num_running=len(self._running),
-                num_waiting=len(self._waiting),
-                kv_usage=min(len(self._running) / self.info.max_reqs, 1.0),
-                num_steps=steps,
-                num_prompt_tokens=prompt,
-                num_output_tokens=output,
-                prefix_cache_queries=prompt,
-            ),
+        return StepMessage(deltas, self._stats())
+
+    def _stats(self) -> EngineStats:
+        num_steps, num_prompt_tokens, num_output_tokens = self._totals
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            kv_usage=len(self._running) / self.info.max_reqs,
+            num_steps=num_steps,
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=num_output_tokens,
+            prefix_cache_queries=num_prompt_tokens,
         )
 
     def _advance(self, running: _Running) -> RequestDelta:

@@ -65,7 +65,11 @@ class Service:
         )
 
     def post(self, path: str, body: object, **options: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=30.0, **options)
+        content = json.dumps(body)  # in ASCII: a lone surrogate is an escape
+        headers = {"Content-Type": "application/json", **options.pop("headers", {})}
+        return httpx.post(
+            f"{self.url}{path}", content=content, headers=headers, timeout=30.0, **options
+        )
 
     def chat(self, **fields: Any) -> httpx.Response:
         body = {"messages": [{"role": "user", "content": "hi"}], **fields}

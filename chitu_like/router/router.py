@@ -268,6 +268,9 @@ class Router:
             self.fail("an engine has closed its connection")
         except PeerError as error:
             self.fail(str(error))
+        except Exception:  # a fault of ours must not leave clients waiting
+            logger.exception("the router broke on a message of an engine")
+            self.fail("the router has an internal error")
         finally:
             gone.cancel()
             reading.cancel()

@@ -80,7 +80,7 @@ class PromptMaker:
     async def encode(
         self, text: str, *, add_special_tokens: bool, max_tokens: int, param: str = "prompt"
     ) -> Prompt:
-        """Encode a text of at most `max_tokens` tokens.
+        """Encode a text of fewer than `max_tokens` tokens: one is for the output.
 
         Raises: ApiError where it is longer, UnsupportedError, RequestError.
         """
@@ -110,9 +110,10 @@ class PromptMaker:
         tokenizer = self.need_tokenizer()
         return await self._in_thread(lambda: tokenizer.decode(token_ids, skip_special_tokens=False))
 
-    def close(self) -> None:
-        """Let the threads go; what they work on is finished and dropped."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    async def spell(self, token_ids: Sequence[int]) -> list[str]:
+        """Text of each token alone. Raises: UnsupportedError."""
+        tokenizer = self.need_tokenizer()
+        return await self._in_thread(lambda: [tokenizer.token_text(t) for t in token_ids])
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
@@ -161,6 +162,8 @@ def _encode(
     if fewest > max_tokens:
         raise context_exceeded(f"the text is at least {fewest} tokens long", max_tokens, param)
     token_ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    if len(token_ids) >= max_tokens:
+        raise context_exceeded(f"the prompt is {len(token_ids)} tokens long", max_tokens, param)
     if not token_ids:
         raise RequestError(f"{param}: the text makes no token; send at least one", param)
     return Prompt(text=text, token_ids=token_ids)

@@ -18,7 +18,7 @@ from chitu_like.server.call import Call, CallParts
 from chitu_like.server.front_end_config import FrontEndConfig
 from chitu_like.server.logprobs import LogprobSpeller
 from chitu_like.server.metrics import Metrics
-from chitu_like.server.problems import ApiError
+from chitu_like.server.problems import ApiError, unsupported
 from chitu_like.server.prompts import Prompt, PromptMaker
 from chitu_like.server.protocol import ChatCompletionRequest, CompletionRequest
 from chitu_like.server.respond import Answer, StreamSettings, respond_stream, respond_whole
@@ -142,6 +142,8 @@ class Service:
 
     def open_call(self, call_id: str, prompts: Sequence[Prompt], params: SamplingParams) -> Call:
         """Admit a call; it must then be answered or closed. Raises: as Call."""
+        if params.stop and self.prompts.tokenizer is None:
+            raise unsupported("stop", "without a tokenizer there is no text to stop at")
         parts = CallParts(
             call_id=call_id,
             prompts=prompts,

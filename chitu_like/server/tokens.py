@@ -20,15 +20,14 @@ async def tokenize(request: Request) -> Response:
     with service.admitted() as info:
         body = await read_body(request, TokenizeRequest, service.max_body_bytes())
         service.check_model(body.content.model)
-        prompt = await _encode(service, body.content, info.max_seq_len)
-    tokenizer = service.prompts.need_tokenizer()
+        prompt = await _encode(service, body.content, service.max_body_bytes())
+        wants_strs = body.content.return_token_strs
+        token_strs = await service.prompts.spell(prompt.token_ids) if wants_strs else None
     answer = TokenizeAnswer(
         count=len(prompt.token_ids),
         max_model_len=info.max_seq_len,
         tokens=prompt.token_ids,
-        token_strs=[tokenizer.token_text(token_id) for token_id in prompt.token_ids]
-        if body.content.return_token_strs
-        else None,
+        token_strs=token_strs,
     )
     return json_response(answer, headers=body.headers())
 

@@ -9,6 +9,9 @@ let history = [];
 let stopping = null;
 let totalTokens = 0;
 
+/** Ends worth a word; to have said all is none. */
+const ENDINGS = { length: "cut at the token limit", stopped: "stopped" };
+
 // ---- drawing ----
 
 function addMessage(role, text) {
@@ -100,6 +103,7 @@ async function answer() {
     keepInView(() => {
       render(item.querySelector(".text"), text);
       showFacts(facts, pace.facts());
+      facts.append(ENDINGS[ending] ?? "");
     });
   };
   try {
@@ -120,8 +124,6 @@ async function answer() {
     else addLine(item, "error", error instanceof ServiceError ? error.message : "the service cannot be reached");
   }
   draw();
-  if (ending === "length") facts.append("cut at the token limit");
-  if (ending === "stopped") facts.append("stopped");
   item.classList.remove("writing");
   if (text) conversation.push({ role: "assistant", content: text });
   else conversation.pop();
