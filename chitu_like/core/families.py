@@ -59,11 +59,7 @@ class Family:
         if self.window_rule == "none":
             return (None,) * num_layers
         if self.window_rule == "all_layers":
-            # transformers assumes 4096 where the key is absent; null means no window.
-            stated = config.find("sliding_window") is not None
-            absent = not config.has("sliding_window")
-            window = config.integer("sliding_window", default=4096) if stated or absent else None
-            return (window,) * num_layers
+            return (_stated_window(config),) * num_layers
         return _upper_windows(config, num_layers)
 
     def _bias(self, config: ConfigReader, which: int) -> bool:
@@ -71,14 +67,23 @@ class Family:
         return config.flag(key, default=default) if key else default
 
 
+def _stated_window(config: ConfigReader) -> int | None:
+    """`sliding_window`; null means none, and an absent key what transformers assumes."""
+    if config.has("sliding_window") and config.find("sliding_window") is None:
+        return None
+    return config.integer("sliding_window", default=4096)
+
+
 def _upper_windows(config: ConfigReader, num_layers: int) -> tuple[int | None, ...]:
     window = None
     if config.flag("use_sliding_window", default=False):
-        window = config.integer("sliding_window", default=4096)
+        window = _stated_window(config)
     kinds = config.find("layer_types")
     if kinds is None:
         first = config.find("max_window_layers")
-        first = first if isinstance(first, int) else 28
+        first = 28 if first is None else first
+        if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+            raise config.broken("max_window_layers", first, "a whole number from 0")
         return tuple(window if layer >= first else None for layer in range(num_layers))
     if not isinstance(kinds, list) or len(kinds) != num_layers:
         raise config.broken("layer_types", kinds, f"a list of {num_layers} kinds, one a layer")

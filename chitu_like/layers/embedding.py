@@ -33,7 +33,7 @@ class Embedding(nn.Module):
 
 
 class LMHead(ColumnParallelLinear):
-    """Hidden states to logits. Never quantised by name alone: `options` decide.
+    """Hidden states to logits: a linear layer that may share the embedding's weight.
 
     Args:
         width: of the hidden states.

@@ -98,6 +98,7 @@ class OPTForCausalLM(Model):
             "v_proj": ("qkv_proj", "v"),
         },
         renames={"out_proj": "o_proj"},
+        ignored=(r"(model\.)?decoder\.version",),  # a marker in the first published folders
     )
 
     def __init__(self, spec: ModelSpec, backend: AttentionBackend, options: LayerOptions) -> None:

@@ -67,7 +67,7 @@ class NameTable:
         }
     )
     renames: Mapping[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r".*\.attn\.(masked_)?bias")
+    ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
 
 
 class WeightMap:

@@ -5,7 +5,8 @@ A layer resolves its ops once, when it is built; the step then calls a plain fun
     self._rms_norm = rms_norm_op.resolve(device, dtype, "auto")     # in __init__
     x = self._rms_norm(x, weight, eps)                              # in forward
 
-A twin lives in ops/triton/<op>.py or ops/cuda/<op>.py and registers itself when imported::
+The twins of ops/norm.py live in ops/triton/norm.py and ops/cuda/norm.py, and register themselves
+when imported, which happens at the first look-up for a CUDA device::
 
     @rms_norm_op.register("triton", supports=lambda device, dtype: device.type == "cuda")
     def rms_norm_triton(x, weight, eps): ...
@@ -34,14 +35,16 @@ class Op(Generic[F]):
     """One primitive and its implementations.
 
     Args:
-        name: of the primitive, and of the modules that hold its twins.
-        reference: plain torch; runs everywhere and says what is right.
+        name: of the primitive, for messages.
+        reference: plain torch; runs everywhere and says what is right. Twins stand in modules of
+            the same name as its own.
     """
 
     def __init__(self, name: str, reference: F) -> None:
         self.name = name
         self._functions: dict[str, F] = {REFERENCE: reference}
         self._supports: dict[str, Supports] = {REFERENCE: lambda _device, _dtype: True}
+        self._module = reference.__module__.rpartition(".")[2]
         self._is_loaded = False
 
     def register(self, kind: str, *, supports: Supports) -> Callable[[F], F]:
@@ -94,5 +97,5 @@ class Op(Generic[F]):
             package = f"{__package__}.{folder}"
             if importlib.util.find_spec(package) is None:
                 continue
-            if importlib.util.find_spec(f"{package}.{self.name}") is not None:
-                importlib.import_module(f"{package}.{self.name}")
+            if importlib.util.find_spec(f"{package}.{self._module}") is not None:
+                importlib.import_module(f"{package}.{self._module}")

@@ -137,6 +137,8 @@ def test_windows_follow_the_family() -> None:
     assert qwen2(sliding_window=8).layer_windows == (None, None)
     on = {"use_sliding_window": True, "sliding_window": 8}
     assert qwen2(**on, max_window_layers=1).layer_windows == (None, 8)
+    assert qwen2(**on, max_window_layers=0).layer_windows == (8, 8)
+    assert qwen2(use_sliding_window=True, sliding_window=None).layer_windows == (None, None)
     kinds = ["sliding_attention", "full_attention"]
     assert qwen2(**on, layer_types=kinds).layer_windows == (8, None)
 

@@ -45,6 +45,7 @@ def test_a_folder_saved_without_its_head_is_read_too() -> None:
     for prefix in ("model.decoder.", "decoder."):
         found = weight_map.resolve(f"{prefix}layers.1.self_attn.out_proj.bias")
         assert found == Target("layers.1.self_attn.o_proj.bias")
+    assert weight_map.resolve("decoder.version") is IGNORED
 
 
 def test_only_what_no_model_needs_is_ignored() -> None:
