@@ -164,7 +164,7 @@ class FakeEngine:
 
     def _serve(self) -> None:
         context = zmq.Context()
-        socket = context.socket(zmq.PAIR)
+        socket = context.socket(zmq.DEALER)
         socket.bind(self.address)
         while self.is_loading and not self._stopped.is_set():
             self._stopped.wait(0.02)

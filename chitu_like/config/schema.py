@@ -285,13 +285,7 @@ class ServeConfig(Section):
                     "infer.do_load=false contradicts models.load_format=dummy: leave one out"
                 )
             self._set_models(load_format="none")
-        budget, max_reqs = self.scheduler.max_num_batched_tokens, self.infer.max_reqs
-        if budget != "auto" and max_reqs != "auto" and budget < max_reqs:
-            raise ConfigError(
-                f"scheduler.max_num_batched_tokens={budget} is below infer.max_reqs={max_reqs}: "
-                "a step must have a token for every running request; raise it or lower max_reqs"
-            )
-        chunk = self.infer.prefill_chunk_size
+        budget, chunk = self.scheduler.max_num_batched_tokens, self.infer.prefill_chunk_size
         if budget != "auto" and chunk != "auto" and chunk > budget:
             raise ConfigError(
                 f"infer.prefill_chunk_size={chunk} exceeds scheduler.max_num_batched_tokens="

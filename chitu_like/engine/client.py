@@ -1,6 +1,6 @@
 """The asking end of an engine: an asyncio ZeroMQ socket that speaks `engine/messages.py`.
 
-One PAIR socket to one engine. The engine binds, so either side may start first; nothing is
+One DEALER socket to one engine. The engine binds, so either side may start first; nothing is
 reconnected after the engine has gone, because its requests went with it.
 """
 
@@ -58,7 +58,7 @@ class EngineClient:
         Raises: PeerError if the address cannot be used.
         """
         assert self._context is not None
-        socket = self._context.socket(zmq.PAIR)
+        socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, MAX_PENDING_SENDS)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)

@@ -1,7 +1,8 @@
 """The engine's end of the socket to the front end, and the loop that serves it.
 
-The socket is a ZeroMQ PAIR: one front end, in order, no loss. Every message is msgpack of a struct of
-`messages.py`; the first must be a Hello with the job's secret, everything before it is dropped.
+A ZeroMQ ROUTER here, a DEALER there: in order, no loss, and whoever else connects takes nobody's place.
+Every message is msgpack of a struct of `messages.py`. The peer that says Hello with the job's secret is
+the front end; what others say is dropped.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ class EngineEndpoint:
     def __init__(self, address: str, secret: str) -> None:
         """Bind."""
         self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # the front end reads all; clients are bounded there
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.bind(address)
         self._secret = secret
-        self._is_trusted = False
+        self._front_end: bytes | None = None
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
 
@@ -71,29 +72,30 @@ class EngineEndpoint:
         self._context.term()
 
     def send(self, message: ToFrontEnd) -> None:
-        """Queue a message for the front end; never waits."""
-        self._socket.send(self._encoder.encode(message))
+        """Queue a message for the front end; never waits. There must have been a Hello."""
+        if self._front_end is None:
+            raise PeerError("no front end has said hello")
+        self._socket.send_multipart([self._front_end, self._encoder.encode(message)])
 
     def receive(self, timeout_s: float | None) -> ToEngine | None:
         """The next message, waiting up to `timeout_s` (None: for ever); None where none came.
 
-        Messages before a valid Hello, and malformed ones, are dropped with a line in the log.
+        What strangers say, and malformed messages, are dropped with a line in the log.
         """
         timeout_ms = None if timeout_s is None else int(timeout_s * 1000)
         while self._socket.poll(timeout_ms):
+            peer, *frames = self._socket.recv_multipart()
             try:
-                message: ToEngine = self._decoder.decode(self._socket.recv())
+                message: ToEngine = self._decoder.decode(b"".join(frames))
             except (msgspec.DecodeError, ValueError) as error:
                 logger.error("dropped a malformed message: %s", error)
                 continue
-            if isinstance(message, Hello):
-                self._is_trusted = hmac.compare_digest(message.secret, self._secret)
-                if not self._is_trusted:
-                    logger.error("dropped a peer with a wrong secret")
-                continue
-            if self._is_trusted:
+            if isinstance(message, Hello) and hmac.compare_digest(message.secret, self._secret):
+                self._front_end = peer
                 return message
-            logger.error("dropped a message from a peer that did not say hello")
+            if peer == self._front_end:
+                return message
+            logger.error("dropped a message from a peer without the secret")
         return None
 
 
@@ -101,11 +103,11 @@ def serve(engine: Engine, endpoint: EngineEndpoint) -> None:
     """Run the engine until the front end says Shutdown.
 
     Between steps all messages that came are taken in; with nothing to do it sleeps in the socket.
+    A Hello is answered with Ready.
 
     Raises:
         Exception: whatever broke the executor, after every open request was answered.
     """
-    endpoint.send(Ready(engine.info))
     try:
         while _take_messages(engine, endpoint):
             if engine.has_requests:
@@ -126,7 +128,9 @@ def _take_messages(engine: Engine, endpoint: EngineEndpoint) -> bool:
     while message is not None:
         if isinstance(message, Shutdown):
             return False
-        if isinstance(message, AddRequest):
+        if isinstance(message, Hello):
+            endpoint.send(Ready(engine.info))
+        elif isinstance(message, AddRequest):
             engine.add(message)
         elif isinstance(message, AbortRequests):
             aborted = True

@@ -13,14 +13,15 @@ that is freed here may be given away at once: the batch that still reads it runs
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, SlotRow
+from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.errors import CapacityError
 from chitu_like.core.output import FinishReason, RequestDelta, RequestTimes, StepOutput
 from chitu_like.core.request import Request, RequestState
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.scheduler.policy import Ordering, Situation, stride_pass
+from chitu_like.scheduler.step import Step, build_batch, slot_of
 
 MAX_BATCHES_OF_A_REQUEST = 2
 """A request may be in two consecutive batches in flight: its next input is then on the device."""
@@ -50,33 +51,6 @@ class SchedulerLimits:
     max_queued_requests: int = 4096
     max_queued_tokens: int = 2**24
     starvation_s: float = 60.0
-
-
-@dataclass
-class _Step:
-    """A batch being put together."""
-
-    num_decodes_left: int
-    token_budget: int
-    prefill_budget: int
-    chunks: dict[str, tuple[Request, int]] = field(default_factory=dict)
-    swap_out: list[tuple[int, int]] = field(default_factory=list)
-    swap_in: list[tuple[int, int]] = field(default_factory=list)
-    is_short_of_blocks: bool = False
-
-    def num_tokens_for(self, request: Request) -> int:
-        """Tokens the budgets leave for a request: the decodes to come keep one each."""
-        if request.num_uncomputed == 1:
-            return min(1, self.token_budget)
-        room = min(self.prefill_budget, self.token_budget - max(0, self.num_decodes_left))
-        return max(0, min(request.num_uncomputed, room))
-
-    def add(self, request: Request, num_tokens: int) -> None:
-        """Put the request's next `num_tokens` tokens into the batch."""
-        self.chunks[request.request_id] = (request, num_tokens)
-        self.token_budget -= num_tokens
-        if request.num_uncomputed > 1:
-            self.prefill_budget -= num_tokens
 
 
 class Scheduler:
@@ -182,8 +156,9 @@ class Scheduler:
         self._sort_waiting(situation)
         num_decodes = sum(r.num_uncomputed == 1 for r in self._running if _is_ready(r))
         budget = self.limits.max_num_batched_tokens
-        step = _Step(
-            num_decodes_left=num_decodes if num_decodes < budget else 0,  # else the order decides
+        step = Step(
+            is_tight=num_decodes >= budget,
+            num_decodes_left=num_decodes if num_decodes < budget else 0,
             token_budget=budget,
             prefill_budget=self.limits.prefill_chunk_size,
         )
@@ -192,7 +167,7 @@ class Scheduler:
         self._schedule_running(step)
         if not step.is_short_of_blocks:
             self._admit_waiting(step)
-        if not step.chunks and not step.swap_out:
+        if not step.chunks and not step.swap_out and not step.swap_in:
             return None
         return self._build_batch(step, now_s)
 
@@ -230,7 +205,7 @@ class Scheduler:
 
     # Parts of schedule
 
-    def _preempt_outranked(self, step: _Step, situation: Situation) -> None:
+    def _preempt_outranked(self, step: Step, situation: Situation) -> None:
         """Let waiting requests take the places of running ones that their first key outranks."""
         for request in list(self._waiting):
             if not _can_admit_now(request):
@@ -241,7 +216,7 @@ class Scheduler:
                     return
                 self._preempt(victim, step)
 
-    def _schedule_running(self, step: _Step) -> None:
+    def _schedule_running(self, step: Step) -> None:
         for request in list(self._running):
             if request.state is not RequestState.RUNNING or not _is_ready(request):
                 continue
@@ -250,7 +225,7 @@ class Scheduler:
                 step.num_decodes_left -= request.num_uncomputed == 1
                 self._choose(request, num_tokens, step)
 
-    def _make_room(self, request: Request, num_tokens: int, step: _Step) -> bool:
+    def _make_room(self, request: Request, num_tokens: int, step: Step) -> bool:
         """Blocks for the request's first `num_tokens` tokens, preempting from the end of the order.
 
         Terminates: each round preempts one running request, at last this one itself.
@@ -263,28 +238,27 @@ class Scheduler:
                 return False
         return True
 
-    def _admit_waiting(self, step: _Step) -> None:
+    def _admit_waiting(self, step: Step) -> None:
         passed: list[Request] = []
         for request in list(self._waiting):
-            if not self._free_slots or step.token_budget <= step.num_decodes_left:
+            if not self._free_slots:
                 break
             if not _can_admit_now(request):
                 continue
+            if not step.num_tokens_for(request) and not step.is_tight:
+                break
             if not self._has_room(request):
                 passed.append(request)
                 if request.num_passed >= MAX_PASSED or len(passed) > MAX_PASSED:
                     break
                 continue
             self._place(request, step)
-            num_tokens = step.num_tokens_for(request)
-            if num_tokens:
+            if num_tokens := step.num_tokens_for(request):
                 self._choose(request, num_tokens, step)
             for waiting in passed:
                 waiting.num_passed += 1
-            if step.prefill_budget <= 0:
-                break
 
-    def _choose(self, request: Request, num_tokens: int, step: _Step) -> None:
+    def _choose(self, request: Request, num_tokens: int, step: Step) -> None:
         """Put the request's next tokens into the step.
 
         Blocks that they fill are shared from here on, with later requests of the same step too: a
@@ -305,7 +279,7 @@ class Scheduler:
         needed = min(needed, self.blocks.num_blocks)
         return bool(self._free_slots) and needed + reserve <= self.blocks.num_free
 
-    def _place(self, request: Request, step: _Step) -> None:
+    def _place(self, request: Request, step: Step) -> None:
         """Give a waiting request a slot and its blocks."""
         self._remove_waiting(request)
         if self.blocks.num_host_blocks_of(request):
@@ -323,7 +297,7 @@ class Scheduler:
         request.num_blocks_sent = 0
         self._running.append(request)
 
-    def _preempt(self, request: Request, step: _Step) -> None:
+    def _preempt(self, request: Request, step: Step) -> None:
         """Take a running request's blocks; it waits again, its tokens kept on the host if possible."""
         step.num_decodes_left -= request.num_uncomputed == 1 and _is_ready(request)
         copies = self.blocks.swap_out(request)
@@ -338,27 +312,10 @@ class Scheduler:
         request.state = RequestState.PREEMPTED
         self._enqueue(request)
 
-    def _build_batch(self, step: _Step, now_s: float) -> ScheduledBatch:
+    def _build_batch(self, step: Step, now_s: float) -> ScheduledBatch:
         """The batch of a step, decodes first; every counter moves on as if it were computed."""
-        chunks = sorted(step.chunks.values(), key=lambda chunk: chunk[1] > 1)
-        batch = ScheduledBatch(
-            step_id=self._num_steps,
-            slots=[_slot(request) for request, _ in chunks],
-            num_tokens=[num_tokens for _, num_tokens in chunks],
-            num_computed=[request.num_computed for request, _ in chunks],
-            samples=[num_tokens == request.num_uncomputed for request, num_tokens in chunks],
-            token_ids=[token for chunk in chunks for token in _input_tokens(*chunk)],
-            new_blocks=[
-                self.blocks.block_ids(request)[request.num_blocks_sent :]
-                if request.num_blocks_sent
-                else []
-                for request, _ in chunks
-            ],
-            rows=[self._row(request) for request, _ in chunks if not request.num_blocks_sent],
-            swap_out=step.swap_out,
-            swap_in=step.swap_in,
-            num_decodes=sum(num_tokens == 1 for _, num_tokens in chunks),
-        )
+        batch = build_batch(self._num_steps, step, self.blocks)
+        chunks = step.ordered_chunks()
         self._prefill_lead *= LEAD_FADE
         for (request, num_tokens), samples in zip(chunks, batch.samples, strict=True):
             self._prefill_lead += num_tokens if request.num_uncomputed > 1 else -num_tokens
@@ -376,16 +333,6 @@ class Scheduler:
         request.last_scheduled_s = now_s
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s
-
-    def _row(self, request: Request) -> SlotRow:
-        needs_history = request.params.needs_history or request.params.prompt_logprobs is not None
-        return SlotRow(
-            slot=_slot(request),
-            prompt_len=request.num_prompt_tokens,
-            block_ids=list(self.blocks.block_ids(request)),
-            sampling=_sampling_row(request),
-            history=request.known_tokens(0, request.num_known_tokens) if needs_history else [],
-        )
 
     # Parts of update
 
@@ -480,7 +427,7 @@ class Scheduler:
                 self._is_waiting_sorted = False
 
     def _free_slot(self, request: Request) -> None:
-        self._free_slots.append(_slot(request))
+        self._free_slots.append(slot_of(request))
         request.slot = None
 
     def _name_blocks(self, request: Request, num_computed: int) -> None:
@@ -500,39 +447,6 @@ def _is_ready(request: Request) -> bool:
 def _can_admit_now(request: Request) -> bool:
     """Whether all its tokens are known: a preempted request waits for its last batch."""
     return request.num_in_flight == 0
-
-
-def _slot(request: Request) -> int:
-    if request.slot is None:
-        raise RuntimeError(f"{request.request_id} is scheduled without a slot")
-    return request.slot
-
-
-def _input_tokens(request: Request, num_tokens: int) -> list[int]:
-    """The ids of its next tokens; the newest may be known to the device alone."""
-    start = request.num_computed
-    known = request.known_tokens(start, start + num_tokens)
-    return known + [SAMPLED_LAST] * (num_tokens - len(known))
-
-
-def _sampling_row(request: Request) -> SamplingRow:
-    params = request.params
-    eos_ids = () if params.ignore_eos else request.eos_token_ids
-    return SamplingRow(
-        seed=request.seed,
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=list(params.logit_bias.items()),
-        min_tokens=params.min_tokens,
-        stop_ids=sorted({*params.stop_token_ids, *eos_ids}) if params.min_tokens else [],
-        num_logprobs=-1 if params.logprobs is None else params.logprobs,
-        num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
-    )
 
 
 def _last_delta(delta: RequestDelta, request: Request, now_s: float) -> RequestDelta:

@@ -89,7 +89,7 @@ def test_hello_with_the_secret_comes_first_even_if_the_engine_binds_later(tmp_pa
         client = EngineClient(f"ipc://{tmp_path}/late", "word")
         client.connect()
         client.abort(["x"])
-        with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.bind(f"ipc://{tmp_path}/late")
             first = await asyncio.to_thread(socket.recv)
         client.close()
@@ -103,7 +103,7 @@ def test_what_is_no_message_breaks_the_connection(tmp_path: Path) -> None:
     async def talk() -> None:
         client = EngineClient(f"ipc://{tmp_path}/e", "word")
         client.connect()
-        with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.bind(f"ipc://{tmp_path}/e")
             socket.send(b"\x80\x03cos\nsystem\n")
             with pytest.raises(PeerError, match="protocol"):

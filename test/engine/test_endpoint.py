@@ -34,7 +34,7 @@ class Peer:
     """A front end of ten lines."""
 
     def __init__(self, address: str) -> None:
-        self.socket = zmq.Context.instance().socket(zmq.PAIR)
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(address)
 
@@ -142,8 +142,13 @@ def test_a_stranger_is_not_heard(served: Served, secret: str):
     stranger.send(greedy("a", [1], 2))
     time.sleep(0.2)
     assert served.rig.executor.batches == []
+    honest = Peer(served.address)  # the stranger is still there, and in nobody's way
+    honest.send(Hello("right"))
+    assert isinstance(honest.receive(), Ready)
+    honest.send(greedy("b", [1], 2))
+    assert honest.collect("b")[0] == expected_output([1], 2)
+    honest.socket.close()
     stranger.socket.close()
-    time.sleep(0.2)  # the engine notices, and has room for the honest peer of the teardown
 
 
 def test_an_abort_stops_a_request(served: Served, peer: Peer):

@@ -1,0 +1,126 @@
+"""One step while it is put together, and how it becomes a ScheduledBatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, SlotRow
+from chitu_like.core.request import Request
+from chitu_like.kvcache.block_manager import BlockManager
+
+
+@dataclass
+class Step:
+    """A batch while requests are chosen for it.
+
+    Attributes:
+        is_tight: not even the decodes fit the budget. Then the policy's order alone decides who is
+            served, and requests are admitted to wait their turn in it.
+        num_decodes_left: decodes that were not chosen yet; each keeps a token of the budget, unless
+            the step is tight.
+        token_budget: tokens that still fit.
+        prefill_budget: prompt tokens that still fit.
+        chunks: request id -> (request, its next tokens in this step).
+        swap_out, swap_in: as in ScheduledBatch.
+        is_short_of_blocks: someone was preempted for lack of blocks, so nobody is admitted.
+    """
+
+    is_tight: bool
+    num_decodes_left: int
+    token_budget: int
+    prefill_budget: int
+    chunks: dict[str, tuple[Request, int]] = field(default_factory=dict)
+    swap_out: list[tuple[int, int]] = field(default_factory=list)
+    swap_in: list[tuple[int, int]] = field(default_factory=list)
+    is_short_of_blocks: bool = False
+
+    def num_tokens_for(self, request: Request) -> int:
+        """Tokens the budgets leave for a request: the decodes to come keep one each."""
+        if request.num_uncomputed == 1:
+            return min(1, self.token_budget)
+        room = min(self.prefill_budget, self.token_budget - max(0, self.num_decodes_left))
+        return max(0, min(request.num_uncomputed, room))
+
+    def add(self, request: Request, num_tokens: int) -> None:
+        """Put the request's next `num_tokens` tokens into the batch."""
+        self.chunks[request.request_id] = (request, num_tokens)
+        self.token_budget -= num_tokens
+        if request.num_uncomputed > 1:
+            self.prefill_budget -= num_tokens
+
+    def ordered_chunks(self) -> list[tuple[Request, int]]:
+        """The chunks as they stand in the batch: those of one token first."""
+        return sorted(self.chunks.values(), key=lambda chunk: chunk[1] > 1)
+
+
+def build_batch(step_id: int, step: Step, blocks: BlockManager) -> ScheduledBatch:
+    """The batch of a step. The requests' counters still say what was before it."""
+    chunks = step.ordered_chunks()
+    return ScheduledBatch(
+        step_id=step_id,
+        slots=[slot_of(request) for request, _ in chunks],
+        num_tokens=[num_tokens for _, num_tokens in chunks],
+        num_computed=[request.num_computed for request, _ in chunks],
+        samples=[num_tokens == request.num_uncomputed for request, num_tokens in chunks],
+        token_ids=[token for chunk in chunks for token in _input_tokens(*chunk)],
+        new_blocks=[_new_blocks(request, blocks) for request, _ in chunks],
+        rows=[
+            _row(request, blocks.block_ids(request))
+            for request, _ in chunks
+            if not request.num_blocks_sent
+        ],
+        swap_out=step.swap_out,
+        swap_in=step.swap_in,
+        num_decodes=sum(num_tokens == 1 for _, num_tokens in chunks),
+    )
+
+
+def _new_blocks(request: Request, blocks: BlockManager) -> list[int]:
+    """What the workers have not heard of; nothing where the whole row goes along."""
+    sent = request.num_blocks_sent
+    return blocks.block_ids(request)[sent:] if sent else []
+
+
+def slot_of(request: Request) -> int:
+    """The slot of a request that runs."""
+    if request.slot is None:
+        raise RuntimeError(f"{request.request_id} is scheduled without a slot")
+    return request.slot
+
+
+def _input_tokens(request: Request, num_tokens: int) -> list[int]:
+    """The ids of its next tokens; the newest may be known to the device alone."""
+    start = request.num_computed
+    known = request.known_tokens(start, start + num_tokens)
+    return known + [SAMPLED_LAST] * (num_tokens - len(known))
+
+
+def _sampling_row(request: Request) -> SamplingRow:
+    params = request.params
+    eos_ids = () if params.ignore_eos else request.eos_token_ids
+    return SamplingRow(
+        seed=request.seed,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=list(params.logit_bias.items()),
+        min_tokens=params.min_tokens,
+        stop_ids=sorted({*params.stop_token_ids, *eos_ids}) if params.min_tokens else [],
+        num_logprobs=-1 if params.logprobs is None else params.logprobs,
+        num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
+    )
+
+
+def _row(request: Request, block_ids: list[int]) -> SlotRow:
+    needs_history = request.params.needs_history or request.params.prompt_logprobs is not None
+    return SlotRow(
+        slot=slot_of(request),
+        prompt_len=request.num_prompt_tokens,
+        block_ids=list(block_ids),
+        sampling=_sampling_row(request),
+        history=request.known_tokens(0, request.num_known_tokens) if needs_history else [],
+    )
