@@ -16,7 +16,8 @@ from chitu_like.attention.base import (
     LayerKVCache,
     attention_backends,
 )
-from chitu_like.attention.sdpa import SdpaBackend, SdpaMetadata
+from chitu_like.attention.sdpa import SdpaBackend
+from chitu_like.attention.sdpa_plan import SdpaMetadata
 
 WINDOWS = (None, 1, 6, 1000)
 # (query tokens, context tokens) of each request, decodes first.
