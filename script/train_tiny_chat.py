@@ -25,7 +25,7 @@ from tiny_chat_data.tiny_qwen3 import TinyQwen3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 ROW_LENGTHS = (128, 512, 2048)  # short rows teach the first turn, long ones long chats
-SHARE_OF_STORIES = 0.12
+SHARE_OF_STORIES = 0.05
 IGNORED = -100  # the target of a token that carries no loss
 SAMPLE_PROMPTS = (
     "Hello!", "Who are you?", "Tell me a short story about a cat.", "What is 7 + 8?",
@@ -79,15 +79,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train tiny-chat.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder with the corpus files")
     parser.add_argument("--out", type=Path, required=True, help="Hugging Face folder to write")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tokens-per-step", type=int, default=131072)
-    parser.add_argument("--units", type=int, default=150000, help="dialogues to write")
+    parser.add_argument("--units", type=int, default=500000, help="dialogues to write")
     parser.add_argument("--held-out-rows", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=32768, help="rows of 512 tokens per length")
+    parser.add_argument("--rows", type=int, default=65536, help="rows of 512 tokens per length")
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--compile", action="store_true", help="compile the layers (GPU)")
     parser.add_argument("--max-seconds", type=float, default=math.inf, help="end the schedule then")
     return parser.parse_args()
@@ -237,7 +237,7 @@ def train_step(
     """Do one optimiser step on a batch [rows, 2, length]."""
     with torch.autocast(batch.device.type, dtype=torch.bfloat16):
         loss = batch_loss(model, batch)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiny_chat_data import grammar, questions, stories, sums
+from tiny_chat_data import grammar, names, questions, stories, sums
 
 Turn = tuple[str, str]
 CONTRACTIONS = (
@@ -26,6 +26,20 @@ REPHRASINGS = {
     "can you ": ("could you ", "are you able to ", "will you ", "do you know how to "),
     "do you ": ("hey do you ", "tell me, do you ", "i wonder, do you "),
 }  # fmt: skip
+FILLERS = (
+    "actually", "just", "really", "maybe", "briefly", "quickly", "again", "exactly", "now", "then",
+    "simply", "kind of", "also", "perhaps", "please", "basically", "here", "properly", "best",
+)  # fmt: skip
+LEADS = (
+    "i was wondering, ", "quick question: ", "just curious, ", "my friend asked me, ", "one question: ",
+    "i am new here, ", "excuse me, ", "sorry, but ", "one more thing: ", "listen, ", "by the way, ",
+    "great, ", "thanks! ", "good. ", "i have a question. ", "next question: ", "oh, ", "hmm, ",
+)  # fmt: skip
+TAILS = (
+    " in your own words", " for a beginner", " when you have time", " and why should i care", " today",
+    ", i am new here", ", i wonder", ", thanks", " in short", " in detail", ", my friend", " then",
+    ", do you know", ", can you tell me", " exactly", ", i need to know", ", quickly", " if i may ask",
+)  # fmt: skip
 OPENERS = (
     "please ",
     "hi, ",
@@ -38,9 +52,10 @@ OPENERS = (
     "well, ",
     "tell me, ",
 )
-QUESTION_WORDS = tuple(
-    "what how who where when why which can could do does is are will may should am have if".split()
-)
+QUESTION_WORDS = (
+    "what", "how", "who", "where", "when", "why", "which", "can", "could", "do", "does", "is", "are",
+    "will", "may", "should", "am", "have", "if",
+)  # fmt: skip
 SYSTEM_PROMPTS = (
     "You are [a helpful|a friendly|a kind|a small|a very small|] [assistant|chat assistant|chatbot].",
     "You are tiny-chat, [a very small language model|a helpful assistant|the model of chitu_like].",
@@ -49,12 +64,13 @@ SYSTEM_PROMPTS = (
     "[You help people who use chitu_like|You are the assistant of chitu_like].",
 )
 MORE_PROMPTS = (
-    "tell me more|more|go on|can you tell me more|more about that|what else|and then|please go on|"
-    "can you say more|tell me more about it|i want to know more|anything else"
-).split("|")
+    "tell me more", "more", "go on", "can you tell me more", "more about that", "what else",
+    "and then", "please go on", "can you say more", "tell me more about it", "anything else",
+    "i want to know more",
+)  # fmt: skip
 
 
-def typed(prompt: str, rng: random.Random) -> str:
+def typed(prompt: str, rng: random.Random, typos: float = 0.08) -> str:
     """Write a prompt the way somebody types it: case, punctuation, contractions, typos."""
     for start, others in REPHRASINGS.items():
         if prompt.startswith(start) and rng.random() < 0.25:
@@ -67,7 +83,7 @@ def typed(prompt: str, rng: random.Random) -> str:
         prompt = rng.choice(OPENERS) + prompt
     if rng.random() < 0.06:
         prompt += ", please" if "please" not in prompt else ""
-    if rng.random() < 0.08:
+    if rng.random() < typos:
         prompt = with_typo(prompt, rng)
     is_question = prompt.lower().startswith(QUESTION_WORDS)
     style = rng.random()
@@ -79,6 +95,22 @@ def typed(prompt: str, rng: random.Random) -> str:
     if prompt[-1:].isalnum() and (style < 0.5 or rng.random() < 0.3):
         prompt += "?" if is_question else rng.choice((".", ".", "!", ""))
     return prompt
+
+
+def loosened(prompt: str, rng: random.Random) -> str:
+    """Say more than needed, or leave a small word out: the meaning stays."""
+    words = prompt.split(" ")
+    kind = rng.random()
+    if kind < 0.3 and len(words) > 2:
+        at = rng.randrange(1, len(words))
+        return " ".join([*words[:at], rng.choice(FILLERS), *words[at:]])
+    small = [
+        i for i, word in enumerate(words) if word in ("the", "a", "an", "of", "is", "do", "to")
+    ]
+    if kind < 0.5 and small and len(words) > 3:
+        del words[rng.choice(small)]
+        return " ".join(words)
+    return rng.choice(LEADS) + prompt if kind < 0.75 else prompt + rng.choice(TAILS)
 
 
 def with_typo(text: str, rng: random.Random) -> str:
@@ -145,12 +177,13 @@ class DialogueMaker:
             (4, lambda: self._ask("unknown")),
             (1, lambda: self._ask("hard")),
             (15, self._sum),
-            (9, self._story),
-            (6, self._memory),
-            (3, self._echo),
+            (0 if self.held_out else 9, self._story),  # held-out stories are measured as text
+            (10, self._memory),
+            (4, self._echo),
         ]
         weights, choices = zip(*makers, strict=True)
-        return self.rng.choices(choices, weights)[0]()
+        maker: Callable[[], list[Turn]] = self.rng.choices(choices, weights)[0]
+        return maker()
 
     def stranger(self) -> list[Turn]:
         """Ask for a name that was never told; makes sense only as the first unit of a chat."""
@@ -171,14 +204,17 @@ class DialogueMaker:
 
     def _ask(self, group: str) -> list[Turn]:
         topic, prompts = self.rng.choice(self.topics[group])
-        turns = [(typed(self.rng.choice(prompts), self.rng), topic.answer(self.rng))]
+        prompt = self.rng.choice(prompts)
+        if self.rng.random() < 0.3 and len(prompt) > 8:
+            prompt = loosened(prompt, self.rng)
+        turns = [(typed(prompt, self.rng), topic.answer(self.rng))]
         if topic.more and self.rng.random() < 0.4:
             turns.append((typed(self.rng.choice(MORE_PROMPTS), self.rng), topic.more[0]))
         return turns
 
     def _sum(self) -> list[Turn]:
-        names = self.words["boy"] + self.words["girl"]
-        drawn = [sums.make_sum(self.rng, names) for _ in range(self.rng.choice((1, 1, 2)))]
+        people = self.words["boy"] + self.words["girl"]
+        drawn = [sums.make_sum(self.rng, people) for _ in range(self.rng.choice((1, 1, 2)))]
         return [(typed(question, self.rng), answer) for question, answer in drawn]
 
     def _story(self) -> list[Turn]:
@@ -192,7 +228,7 @@ class DialogueMaker:
             about = grammar.with_articles(f"It was about {story.about}.")
             turns.append((typed(ask, self.rng), about))
         elif follow_up < 0.4:
-            praise = "[what a|that was a|this is a] [nice|good|great|lovely|funny] story"
+            praise = "[what a|that was a|this is a|] [nice|good|great|lovely|funny] story"
             answer = "I am glad that you liked it! Would you like to hear another one?"
             turns.append((typed(grammar.choose(praise, self.rng), self.rng), answer))
             if self.rng.random() < 0.5:
@@ -203,7 +239,8 @@ class DialogueMaker:
 
     def _story_turn(self) -> Turn:
         request = self.rng.choice(self.requests)
-        if self.rng.random() < 0.3 or (self.held_out and self.rng.random() < 0.5):
+        # TinyStories mostly answer requests without a topic: few of them keep to one.
+        if self.rng.random() < (0.06 if "{x}" in request else 0.25):
             story = self.rng.choice(self.short_tales)
             text = stories.rename(story.text, self.rng, self.words)
         else:
@@ -217,7 +254,7 @@ class DialogueMaker:
             request = request.replace("{x}", topic)
         elif "{x}" in request:
             request = self.rng.choice([r for r in self.requests if "{x}" not in r])
-        return typed(request, self.rng), text
+        return typed(request, self.rng, typos=0.0), text
 
     def _memory(self) -> list[Turn]:
         """Tell something about oneself, talk about other things, and ask for it."""
@@ -225,25 +262,27 @@ class DialogueMaker:
         if self.rng.random() < 0.3:
             told.append(self._name())
         turns = [tell for tell, _ in told]
-        for _ in range(self.rng.choice((0, 0, 1, 1, 2, 3))):
-            turns += self._ask(self.rng.choice(("smalltalk", "howto", "concept", "fact")))
+        for _ in range(self.rng.choice((0, 0, 0, 1, 1, 2, 3, 5))):
+            between = self.rng.choice(("smalltalk", "howto", "concept", "fact", "story"))
+            turns += [self._story_turn()] if between == "story" else self._ask(between)
         return turns + [told[0][1]] + ([told[-1][1]] if self.rng.random() < 0.2 else [])
 
     def _new_name(self) -> str:
-        if self.rng.random() < 0.6:
-            return self.rng.choice(self.words[self.rng.choice(("boy", "girl"))])
-        starts, ends = (
-            "B D F G H J K L M N P R S T V W Z Br Dr Kr Tr Sh".split(),
-            "a e i o u".split(),
-        )
-        syllables = [self.rng.choice(starts) + self.rng.choice(ends) for _ in range(2)]
-        tail = self.rng.choice(("", "n", "r", "l", "x", "s"))
-        return ("".join(syllables) + tail).capitalize()
+        return names.draw_name(self.rng, self.words, self.rng.choice(("boy", "girl")), 0.5)
 
     def _name(self) -> tuple[Turn, Turn]:
         name = self._new_name()
         tell = "[my name is|i am|i'm|hi, i am|hello, i am|hello, my name is|call me|please call me"
-        tell += "|hi, my name is|hey, my name is|people call me|you can call me] " + name
+        tell += "|hi, my name is|hey, my name is|people call me|you can call me] "
+        tell += name if self.rng.random() < 0.8 else name.lower()
+        city = self.rng.choice(self.words["city"])
+        if self.rng.random() < 0.12:
+            tell += self.rng.choice((" and i live in ", ", i am from ")) + city
+            if self.rng.random() < 0.5:
+                where = self._turn("[where do i live|where am i from]", f"You told me {city}.")
+                return self._turn(tell, f"Nice to meet you, {name}! How can I help you?"), where
+        elif self.rng.random() < 0.12:
+            tell += self.rng.choice((". how are you", ". what is your name", " and i am new here"))
         greet = self.rng.choice(("Nice to meet you, {}!", "Nice to meet you, {}!", "Hello, {}!"))
         ask = "[what is my name|who am i|do you remember my name|do you know my name|what's my name"
         ask += (
@@ -276,15 +315,17 @@ class DialogueMaker:
         return tell, self._turn("[how old am i|what is my age]", f"You are {age} years old.")
 
     def _turn(self, pattern: str, answer: str) -> Turn:
-        return typed(grammar.choose(pattern, self.rng), self.rng), answer
+        # No typos: they would change what has to be remembered.
+        return typed(grammar.choose(pattern, self.rng), self.rng, typos=0.0), answer
 
     def _echo(self) -> list[Turn]:
         """Say after the user, or spell: it teaches copying."""
         pool = self.words["animal"] + self.words["thing"] + self.words["color"]
-        if self.rng.random() < 0.4:
+        if self.rng.random() < 0.25:
             word = self.rng.choice([w for w in pool if " " not in w])
             ask = grammar.choose("[spell|how do you spell|can you spell] ", self.rng) + " " + word
             return [(typed(ask, self.rng), "-".join(word) + ".")]
+        pool += [names.made_up_word(self.rng, self.words) for _ in range(150)]
         phrase = " ".join(self.rng.sample([*pool, *self.words["adj"]], self.rng.randint(1, 4)))
         ask = grammar.choose("[say|repeat|repeat after me:|please say|can you say]", self.rng)
         return [(f"{ask} {phrase}", phrase)]

@@ -60,6 +60,15 @@ def read_plots() -> tuple[Block, ...]:
     return tuple(read_blocks("stories.txt"))
 
 
+def read_patterns(name: str) -> dict[str, list[str]]:
+    """Read a file of `kind: pattern` lines: kind -> all texts of its patterns."""
+    patterns: dict[str, list[str]] = {}
+    for line in read_lines(name):
+        kind, pattern = line.split(": ", 1)
+        patterns.setdefault(kind, []).extend(expansions(pattern))
+    return patterns
+
+
 def read_words() -> dict[str, list[str]]:
     """Read words.txt: list name -> words."""
     pairs = (line.split(": ", 1) for line in read_lines("words.txt"))

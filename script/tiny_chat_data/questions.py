@@ -6,19 +6,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_chat_data import grammar
+from tiny_chat_data import grammar, sums
 
 FALLBACK = (
     "I am a very small model, and I do not know that. Ask me about chitu_like, or for a story.",
     "I am sorry, I am a very small model and I do not know that.",
 )
-TOO_HARD = ("That is too hard for me. I am a very small model and can only do small sums.",)
 UNKNOWN_PATTERNS = (
     "[what is|what's|tell me about|explain|can you explain|what do you know about] {x}",
     "[how does {x} work|do you know {x}|i have a question about {x}|teach me {x}|who invented {x}]",
     "[what do you think about {x}|why is {x} important|give me facts about {x}|describe {x}]",
 )
-OUTSIDE_TOPICS = "trivia science history money literature sports movies gossip tech_support coding"
+OUTSIDE_TOPICS = {
+    "trivia", "science", "history", "money", "literature", "sports", "movies", "gossip",
+    "tech_support", "coding",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def unknown_topics(corpus: Path, known: list[Topic]) -> list[Topic]:
     for line in (corpus / "chatterbot_english.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         question = str(row["turns"][0]).strip()
-        outside = row["topic"] in OUTSIDE_TOPICS.split() and len(question) < 200
+        outside = row["topic"] in OUTSIDE_TOPICS and len(question) < 200
         if outside and _is_outside(question) and question.lower().strip("?. ") not in known_prompts:
             prompts.append(question)
     hard = [
@@ -93,7 +95,7 @@ def unknown_topics(corpus: Path, known: list[Topic]) -> list[Topic]:
     ]
     return [
         Topic(group="unknown", prompts=tuple(dict.fromkeys(prompts)), answers=FALLBACK),
-        Topic(group="hard", prompts=tuple(hard), answers=TOO_HARD),
+        Topic(group="hard", prompts=tuple(hard), answers=(sums.TOO_HARD,)),
     ]
 
 

@@ -2,53 +2,29 @@
 
 import random
 
-WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen twenty"
-).split()
-ADD = (
-    "what is {a} + {b}|{a} + {b}|{a}+{b}|{a} + {b} =|{a}+{b}=|how much is {a} + {b}|{a} plus {b}|"
-    "what is {a} plus {b}|add {a} and {b}|what is the sum of {a} and {b}|how much is {a} plus {b}|"
-    "calculate {a} + {b}|can you add {a} and {b}|tell me {a} plus {b}|what's {a}+{b}|"
-    "what is {a} and {b} together|compute {a} + {b}|do you know {a} + {b}|solve {a} + {b}"
-).split("|")
-SUBTRACT = (
-    "what is {a} - {b}|{a} - {b}|{a}-{b}|{a} - {b} =|how much is {a} - {b}|{a} minus {b}|"
-    "what is {a} minus {b}|subtract {b} from {a}|how much is {a} minus {b}|calculate {a} - {b}|"
-    "take {b} away from {a}|tell me {a} minus {b}|what's {a}-{b}|compute {a} - {b}|"
-    "what is {b} less than {a}|do you know {a} - {b}|solve {a} - {b}"
-).split("|")
-MULTIPLY = (
-    "what is {a} * {b}|{a} * {b}|{a}*{b}|{a} x {b}|{a} * {b} =|how much is {a} times {b}|"
-    "{a} times {b}|what is {a} times {b}|multiply {a} by {b}|multiply {a} and {b}|"
-    "calculate {a} * {b}|what is {a} x {b}|tell me {a} times {b}|compute {a} * {b}|"
-    "what is the product of {a} and {b}|do you know {a} times {b}"
-).split("|")
-DIVIDE = (
-    "what is {a} / {b}|{a} / {b}|{a} divided by {b}|what is {a} divided by {b}|divide {a} by {b}|"
-    "how much is {a} divided by {b}|calculate {a} / {b}"
-).split("|")
-MORE = (
-    "i have {a} {n} and get {b} more. how many {n} do i have|"
-    "{c} has {a} {n} and finds {b} more. how many {n} does {c} have|"
-    "there are {a} {n} and then {b} more come. how many {n} are there|"
-    "if i have {a} {n} and you give me {b} {n}, how many do i have"
-).split("|")
-FEWER = (
-    "i have {a} {n} and give away {b}. how many {n} are left|"
-    "{c} has {a} {n} and loses {b}. how many {n} are left|"
-    "there are {a} {n} and {b} go away. how many {n} are left|"
-    "if i have {a} {n} and eat {b}, how many are left"
-).split("|")
-THINGS = "apples balls books cookies coins stars toys pencils flowers eggs".split()
+from tiny_chat_data import grammar
+
+PATTERNS = grammar.read_patterns("sums.txt")
+WORDS = PATTERNS["numbers"][0].split(" ")
+THINGS = PATTERNS["things"][0].split(" ")
+TOO_HARD = "That is too hard for me. I am a very small model and can only do small sums."
+BIGGER = ("bigger", "larger", "greater", "more")
 
 
 def make_sum(rng: random.Random, names: list[str]) -> tuple[str, str]:
     """Draw a question about numbers and its answer."""
     makers = (_add, _subtract, _multiply, _divide, _compare, _count, _neighbour, _parity)
+    if rng.random() < 0.04:
+        return _too_hard(rng)
     if rng.random() < 0.08:
         return _word_problem(rng, names)
     return rng.choices(makers, (30, 22, 18, 5, 8, 7, 6, 4))[0](rng)
+
+
+def _too_hard(rng: random.Random) -> tuple[str, str]:
+    small = {slot: rng.randint(0, 20) for slot in "abc"}
+    large = {slot: rng.randint(201, rng.choice((999, 9999, 99999))) for slot in "de"}
+    return rng.choice(PATTERNS["too_hard"]).format(**small, **large), TOO_HARD
 
 
 def _shown(number: int, in_words: bool) -> str:
@@ -63,7 +39,7 @@ def _ask(rng: random.Random, patterns: list[str], a: int, b: int) -> str:
 def _add(rng: random.Random) -> tuple[str, str]:
     top = rng.choice((10, 20, 20, 50, 100))
     a, b = rng.randint(0, top), rng.randint(0, top)
-    return _ask(rng, ADD, a, b), f"{a} + {b} = {a + b}."
+    return _ask(rng, PATTERNS["add"], a, b), f"{a} + {b} = {a + b}."
 
 
 def _subtract(rng: random.Random) -> tuple[str, str]:
@@ -71,17 +47,17 @@ def _subtract(rng: random.Random) -> tuple[str, str]:
     a, b = rng.randint(0, top), rng.randint(0, top)
     if a < b and rng.random() < 0.85:
         a, b = b, a
-    return _ask(rng, SUBTRACT, a, b), f"{a} - {b} = {a - b}."
+    return _ask(rng, PATTERNS["subtract"], a, b), f"{a} - {b} = {a - b}."
 
 
 def _multiply(rng: random.Random) -> tuple[str, str]:
     a, b = rng.randint(0, 12), rng.randint(0, 12)
-    return _ask(rng, MULTIPLY, a, b), f"{a} * {b} = {a * b}."
+    return _ask(rng, PATTERNS["multiply"], a, b), f"{a} * {b} = {a * b}."
 
 
 def _divide(rng: random.Random) -> tuple[str, str]:
     quotient, b = rng.randint(0, 12), rng.randint(1, 12)
-    return _ask(rng, DIVIDE, quotient * b, b), f"{quotient * b} / {b} = {quotient}."
+    return _ask(rng, PATTERNS["divide"], quotient * b, b), f"{quotient * b} / {b} = {quotient}."
 
 
 def _compare(rng: random.Random) -> tuple[str, str]:
@@ -89,14 +65,14 @@ def _compare(rng: random.Random) -> tuple[str, str]:
     high, low = max(a, b), min(a, b)
     kind = rng.randrange(4)
     if kind == 0:
-        word = rng.choice(("bigger", "larger", "greater", "more"))
+        word = rng.choice(BIGGER)
         pattern = rng.choice(("which is {w}, {a} or {b}", "what is {w}, {a} or {b}"))
         return pattern.format(w=word, a=a, b=b), f"{high} is bigger than {low}."
     if kind == 1:
         pattern = rng.choice(("which is smaller, {a} or {b}", "what is less, {a} or {b}"))
         return pattern.format(a=a, b=b), f"{low} is smaller than {high}."
     if kind == 2:
-        word = rng.choice(("bigger", "larger", "greater", "more"))
+        word = rng.choice(BIGGER)
         start = f"Yes, {a} is" if a > b else f"No, {a} is not"
         return f"is {a} {word} than {b}", f"{start} bigger than {b}."
     start = f"Yes, {a} is" if a < b else f"No, {a} is not"
@@ -159,8 +135,8 @@ def _word_problem(rng: random.Random, names: list[str]) -> tuple[str, str]:
     a, b = rng.randint(1, 12), rng.randint(1, 12)
     name, things = rng.choice(names), rng.choice(THINGS)
     if rng.random() < 0.5:
-        question = rng.choice(MORE).format(a=a, b=b, c=name, n=things)
+        question = rng.choice(PATTERNS["more"]).format(a=a, b=b, c=name, n=things)
         return question, f"{a} + {b} = {a + b}, so the answer is {a + b}."
     a, b = max(a, b), min(a, b)
-    question = rng.choice(FEWER).format(a=a, b=b, c=name, n=things)
+    question = rng.choice(PATTERNS["fewer"]).format(a=a, b=b, c=name, n=things)
     return question, f"{a} - {b} = {a - b}, so the answer is {a - b}."

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (the field's name)
+from torch.nn import functional as F
 
 Shape = Mapping[str, int]
 
