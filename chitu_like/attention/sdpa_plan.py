@@ -80,7 +80,9 @@ class SdpaPlanner:
         scattered = []
         for row in range(self._batch.num_decodes):
             seen = lens[row] if window is None else min(window, lens[row])
-            if row in self._first_blocks:
+            if self._batch.num_decodes == 1 and row in self._first_blocks:
+                # Beside others one gathered call is faster, measured from 2 requests of 64 tokens
+                # to 32 of 4096.
                 keys = self._run_slots(row, lens[row] - seen, seen)
                 yield Decodes(queries=slice(row, row + 1), keys=keys, num_reqs=1, mask=None)
             else:

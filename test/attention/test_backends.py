@@ -160,12 +160,17 @@ def plan_of(requests: list[tuple[int, int]], *, scattered: bool) -> SdpaMetadata
     return SdpaBackend(spec).plan(batch)
 
 
-def test_sdpa_copies_nothing_where_blocks_lie_in_a_row() -> None:
-    plan = plan_of([(1, 50), (1, 33), (7, 40)], scattered=False)
-    assert [piece.keys for piece in plan.decodes[None]] == [slice(0, 50), slice(64, 97)]
-    assert [piece.keys for piece in plan.decodes[6]] == [slice(44, 50), slice(91, 97)]
-    assert [chunk.keys for chunk in plan.chunks[None]] == [slice(112, 152)]
-    assert [chunk.keys for chunk in plan.chunks[6]] == [slice(140, 152)]
+def test_sdpa_copies_nothing_of_a_lone_decode_and_of_chunks_whose_blocks_lie_in_a_row() -> None:
+    plan = plan_of([(1, 50), (7, 40)], scattered=False)
+    assert [piece.keys for piece in plan.decodes[None]] == [slice(0, 50)]
+    assert [piece.keys for piece in plan.decodes[6]] == [slice(44, 50)]
+    assert [chunk.keys for chunk in plan.chunks[None]] == [slice(64, 104)]
+    assert [chunk.keys for chunk in plan.chunks[6]] == [slice(92, 104)]
+
+
+def test_sdpa_gathers_decodes_that_stand_together_wherever_their_blocks_lie() -> None:
+    plan = plan_of([(1, 50), (1, 48)], scattered=False)
+    assert [piece.num_reqs for piece in plan.decodes[None]] == [2]
 
 
 def test_sdpa_gathers_requests_of_similar_length_together() -> None:
