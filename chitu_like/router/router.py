@@ -11,9 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Literal, TypeAlias
 
-from chitu_like.core.errors import CapacityError, ChituError, PeerError, RequestError
+from chitu_like.core.errors import CapacityError, ChituError, PeerError
 from chitu_like.core.output import RequestDelta
 from chitu_like.engine.messages import (
     AddRequest,
@@ -23,31 +22,16 @@ from chitu_like.engine.messages import (
     Ready,
     StepMessage,
 )
+from chitu_like.router.admission import QueueBounds, Refused, choose_instances
 from chitu_like.router.inbox import Inbox
 from chitu_like.router.instance import Engine, Instance, sum_stats
-from chitu_like.router.policy import InstanceLoad, Policy, least_loaded
+from chitu_like.router.policy import Policy, least_loaded
 
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 0.2
-"""How long after an engine has gone its last message may take to be read."""
-
-RefusalCode: TypeAlias = Literal["loading", "draining", "overloaded"]
-
-
-class Refused(CapacityError):
-    """The service is sound but takes no request now; the same one may succeed later.
-
-    Args:
-        message: one line for the client.
-        code: why, in a word.
-        retry_after_s: when to ask again.
-    """
-
-    def __init__(self, message: str, *, code: RefusalCode, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.code = code
-        self.retry_after_s = retry_after_s
+"""How long an engine's word that it failed may lag behind the signs of it: its connection closed,
+its requests ended with errors."""
 
 
 class RouterState(Enum):
@@ -64,9 +48,7 @@ class Router:
 
     Args:
         engines: at least one, connected.
-        max_queued_requests: open requests of an instance beyond those it can run at once.
-        max_queued_tokens: prompt tokens of an instance's requests that have had no answer yet; a
-            single request may exceed it when nothing else waits.
+        max_queued_requests, max_queued_tokens: see QueueBounds.
         policy: which instance comes next.
         now: seconds on a clock that never goes back.
 
@@ -87,8 +69,7 @@ class Router:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._instances = [Instance(engine) for engine in engines]
-        self._max_queued_requests = max_queued_requests
-        self._max_queued_tokens = max_queued_tokens
+        self._bounds = QueueBounds(requests=max_queued_requests, tokens=max_queued_tokens)
         self._policy = policy
         self._now = now
         self.on_step: Callable[[EngineStats, EngineStats], None] | None = None
@@ -192,7 +173,9 @@ class Router:
             PeerError, CapacityError: an engine is gone or has stopped reading.
         """
         self.check_open()
-        chosen = self._choose(requests)
+        loads = [instance.load() for instance in self._instances]
+        indices = choose_instances(loads, requests, policy=self._policy, bounds=self._bounds)
+        chosen = [self._instances[index] for index in indices]
         inbox = Inbox(request.request_id for request in requests)
         if not self._routes:
             self.last_progress_s = self._now()
@@ -222,39 +205,6 @@ class Router:
                 by_instance.setdefault(instance, []).append(request_id)
         for instance, ids in by_instance.items():
             instance.engine.abort(ids)
-
-    def _choose(self, requests: Sequence[AddRequest]) -> list[Instance]:
-        """Choose an instance for each request, or refuse them all."""
-        loads = [instance.load() for instance in self._instances]
-        room = sum(load.max_reqs + self._max_queued_requests for load in loads)
-        if len(requests) > room:
-            raise RequestError(
-                f"{len(requests)} requests in one call: this service holds {room} at once; "
-                "lower n or send fewer prompts"
-            )
-        chosen: list[Instance] = []
-        index = 0
-        previous: list[int] | None = None
-        for request in requests:
-            if request.prompt_token_ids is not previous:
-                index = self._policy(loads)
-                previous = request.prompt_token_ids
-            loads[index] = self._admit(loads[index], len(request.prompt_token_ids))
-            chosen.append(self._instances[index])
-        return chosen
-
-    def _admit(self, load: InstanceLoad, num_tokens: int) -> InstanceLoad:
-        """The load with one more request on it, where there is room for it."""
-        is_full = load.num_open >= load.max_reqs + self._max_queued_requests
-        num_waiting_tokens = load.num_waiting_tokens + num_tokens
-        is_behind = load.num_waiting_tokens > 0 and num_waiting_tokens > self._max_queued_tokens
-        if is_full or is_behind:
-            raise Refused("the service is full", code="overloaded", retry_after_s=1)
-        return InstanceLoad(
-            num_open=load.num_open + 1,
-            num_waiting_tokens=num_waiting_tokens,
-            max_reqs=load.max_reqs,
-        )
 
     async def _pump(self, instance: Instance) -> None:
         gone = asyncio.ensure_future(instance.engine.wait_gone())

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from chitu_like.core.errors import CapacityError, PeerError, RequestError, UnsupportedError
-from chitu_like.router.router import Refused
+from chitu_like.router.admission import Refused
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from starlette.responses import Response
 from chitu_like.core.errors import RequestError
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine.messages import EngineInfo
-from chitu_like.router.router import Refused, Router
+from chitu_like.router.admission import Refused
+from chitu_like.router.router import Router
 from chitu_like.server.call import Call, CallParts
 from chitu_like.server.front_end_config import FrontEndConfig
 from chitu_like.server.logprobs import LogprobSpeller

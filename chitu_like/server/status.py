@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from chitu_like import __version__
 from chitu_like.core.errors import PeerError
-from chitu_like.router.router import Refused, RouterState
+from chitu_like.router.admission import Refused
+from chitu_like.router.router import RouterState
 from chitu_like.server.answers import Load, ModelCard, ModelList, Status, Version
 from chitu_like.server.respond import json_response
 from chitu_like.server.service import Service, service_of

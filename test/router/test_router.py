@@ -18,9 +18,10 @@ from chitu_like.engine.messages import (
     StepMessage,
     ToFrontEnd,
 )
+from chitu_like.router.admission import Refused
 from chitu_like.router.inbox import MAX_PENDING_DELTAS
 from chitu_like.router.policy import InstanceLoad, least_loaded
-from chitu_like.router.router import Refused, Router, RouterState
+from chitu_like.router.router import Router, RouterState
 
 
 class ScriptedEngine:
