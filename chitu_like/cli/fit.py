@@ -10,8 +10,8 @@ from chitu_like.config.settle import most_reqs, settle
 from chitu_like.core.errors import CapacityError
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.worker.memory import (
-    CPU_KV_BYTES,
     MemoryPlan,
+    cpu_kv_limit,
     estimate_activation_bytes,
     plan_blocks,
 )
@@ -66,6 +66,11 @@ def fit_memory(resolved: ResolvedConfig, spec: ModelSpec, facts: DeviceFacts) ->
         num_samples=options.max_reqs,
     )
     infer = resolved.config.infer
+    kv_limit_bytes = None
+    if on_cpu:
+        kv_limit_bytes = cpu_kv_limit(
+            options.kv_spec, max_reqs=options.max_reqs, max_seq_len=options.max_seq_len
+        )
     try:
         memory = plan_blocks(
             options.kv_spec,
@@ -74,7 +79,7 @@ def fit_memory(resolved: ResolvedConfig, spec: ModelSpec, facts: DeviceFacts) ->
             weight_bytes=weight_bytes,
             activation_bytes=activation_bytes,
             memory_utilization=infer.memory_utilization,
-            kv_limit_bytes=CPU_KV_BYTES if on_cpu else None,
+            kv_limit_bytes=kv_limit_bytes,
             num_blocks=None if infer.num_blocks == "auto" else infer.num_blocks,
         )
     except CapacityError as error:

@@ -150,7 +150,8 @@ class _Job:
         except ChituError as error:
             return str(error)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            return f"a sampling field has the wrong type: {error}"
+            names = ", ".join(line.sampling or {})
+            return f"one of the sampling fields {names} has the wrong type: {error}"
         assert line.prompt is not None, f"line {line.line} has neither prompt, messages nor error"
         return line.prompt, params
 

@@ -100,6 +100,11 @@ def plan_blocks(
     )
 
 
+def cpu_kv_limit(spec: KVCacheSpec, *, max_reqs: int, max_seq_len: int) -> int:
+    """Bytes that the KV cache of a CPU takes at most: more could never be full, or is enough."""
+    return min(CPU_KV_BYTES, max_reqs * spec.blocks_for(max_seq_len) * spec.bytes_per_block)
+
+
 def estimate_activation_bytes(
     model: ModelSpec, *, dtype: torch.dtype, num_tokens: int, num_samples: int
 ) -> int:

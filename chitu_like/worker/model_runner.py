@@ -153,7 +153,6 @@ class ModelRunner:
         """
         options = self.options
         if self.device.type == "cpu":
-            blocks_of_all = options.max_reqs * self.kv_spec.blocks_for(options.max_seq_len)
             weight_bytes = options.spec.num_parameters() * options.torch_dtype.itemsize
             return memory.plan_blocks(
                 self.kv_spec,
@@ -167,8 +166,8 @@ class ModelRunner:
                     num_samples=options.max_reqs,
                 ),
                 memory_utilization=memory_utilization,
-                kv_limit_bytes=min(
-                    memory.CPU_KV_BYTES, blocks_of_all * self.kv_spec.bytes_per_block
+                kv_limit_bytes=memory.cpu_kv_limit(
+                    self.kv_spec, max_reqs=options.max_reqs, max_seq_len=options.max_seq_len
                 ),
                 num_blocks=num_blocks,
             )
