@@ -19,24 +19,19 @@ from typing import TypeAlias, cast
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from chitu_like.answer import Answer, GrowingChoice, Prompt
 from chitu_like.config.load import load_config
 from chitu_like.core.errors import ChituError, RequestError, UnsupportedError
 from chitu_like.core.interrupt import deferred_interrupt
 from chitu_like.core.output import (
     CompletionOutput,
-    FinishReason,
-    Logprob,
-    RequestDelta,
     RequestOutput,
-    TokenLogprobs,
 )
 from chitu_like.core.sampling_params import SamplingParams
-from chitu_like.engine.messages import AddRequest, EngineInfo
+from chitu_like.engine.messages import AddRequest, EngineInfo, EngineStats
 from chitu_like.instance import Instance, load_instance
-from chitu_like.server.detokenizer import IncrementalDetokenizer
 from chitu_like.server.tokenizer import Tokenizer
 
-Prompt: TypeAlias = str | Sequence[int]
 Message: TypeAlias = Mapping[str, object]
 
 
@@ -61,7 +56,7 @@ class LLM:
         )
         self._shows_progress = progress
         self._ids = itertools.count()
-        self._choices: dict[str, _Choice] = {}
+        self._choices: dict[str, GrowingChoice] = {}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -80,6 +75,10 @@ class LLM:
     def info(self) -> EngineInfo:
         """What the engine can hold: requests at once, tokens of one, KV blocks, vocabulary."""
         return self._instance.engine.info
+
+    def stats(self) -> EngineStats:
+        """What runs and waits now, how full the KV cache is, and totals since the start."""
+        return self._instance.engine.stats()
 
     def default_params(self) -> SamplingParams:
         """What a call without parameters uses: the model's generation_config, else OpenAI's."""
@@ -107,9 +106,7 @@ class LLM:
         """
         many = _as_list(prompts)
         each = self._params_for(many, params)
-        open_answers = [
-            _Answer(str(next(self._ids)), p, s) for p, s in zip(many, each, strict=True)
-        ]
+        open_answers = [Answer(str(next(self._ids)), p, s) for p, s in zip(many, each, strict=True)]
         shows = self._shows_progress if progress is None else progress
         try:
             self._run(open_answers, shows)
@@ -139,7 +136,7 @@ class LLM:
         """
         many = list(prompts)
         each = self._params_for(many, params)
-        answers = [_Answer(str(next(self._ids)), p, s) for p, s in zip(many, each, strict=True)]
+        answers = [Answer(str(next(self._ids)), p, s) for p, s in zip(many, each, strict=True)]
         positions = {answer.request_id: position for position, answer in enumerate(answers)}
         open_answers = dict(positions)
         try:
@@ -199,7 +196,7 @@ class LLM:
         Raises:
             RequestError: the prompt was refused.
         """
-        answer = _Answer(str(next(self._ids)), prompt, params or self.default_params())
+        answer = Answer(str(next(self._ids)), prompt, params or self.default_params())
         try:
             self._submit(answer)
             while not answer.is_done:
@@ -240,7 +237,7 @@ class LLM:
             )
         return list(params)
 
-    def _run(self, answers: list[_Answer], shows_progress: bool) -> None:
+    def _run(self, answers: list[Answer], shows_progress: bool) -> None:
         """Run until every answer is done."""
         total_tokens = 0
         with _progress_bar(shows_progress) as bar:
@@ -250,11 +247,11 @@ class LLM:
                 rate = f"{total_tokens / (bar.tasks[task].elapsed or 1e-9):.0f} tokens/s"
                 bar.update(task, advance=len(ended), rate=rate)
 
-    def _ending(self, answers: list[_Answer]) -> Iterator[tuple[list[_Answer], int]]:
+    def _ending(self, answers: list[Answer]) -> Iterator[tuple[list[Answer], int]]:
         """Feed the engine as it makes room; yields which answers a step ended, and its tokens."""
         waiting = iter(answers)
         num_open = len(answers)
-        running: list[_Answer] = []
+        running: list[Answer] = []
         while num_open:
             running += self._feed(waiting)
             num_tokens = self._step()
@@ -263,27 +260,30 @@ class LLM:
             num_open -= len(ended)
             yield ended, num_tokens
 
-    def _feed(self, waiting: Iterator[_Answer]) -> list[_Answer]:
+    def _feed(self, waiting: Iterator[Answer]) -> list[Answer]:
         """Keep about one more batch waiting: the queue's bounds are for strangers, not for us."""
         engine = self._instance.engine
         room = engine.info.max_reqs - engine.stats().num_waiting
-        fed: list[_Answer] = []
+        fed: list[Answer] = []
         while room > 0 and (answer := next(waiting, None)) is not None:
             room -= self._submit(answer)
             fed.append(answer)
         return fed
 
-    def _submit(self, answer: _Answer) -> int:
+    def _submit(self, answer: Answer) -> int:
         """Hand an answer's completions to the engine; a refusal is kept in the answer."""
         try:
             answer.prompt_token_ids = self._encode(answer.prompt)
         except ChituError as error:
-            answer.error = str(error)
+            answer.refusal = str(error)
             return 0
         params = answer.params
+        tokenizer = self._instance.text.tokenizer if self._instance.text else None
         for index in range(params.n):
             seed = None if params.seed is None else params.seed + index
-            choice = _Choice(index, replace(params, n=1, seed=seed), answer, self._instance)
+            choice = GrowingChoice(
+                index, replace(params, n=1, seed=seed), answer.prompt_token_ids, tokenizer
+            )
             request_id = f"{answer.request_id}-{index}"
             answer.choices[request_id] = self._choices[request_id] = choice
             self._instance.engine.add(
@@ -309,171 +309,16 @@ class LLM:
                 if choice is None:
                     continue
                 choice.take(delta)
-                if choice.stopped_by_text:
-                    self._instance.engine.abort(delta.request_id)
+                if choice.finish_reason is not None and delta.finish_reason is None:
+                    self._instance.engine.abort(delta.request_id)  # a stop string ended it
         return num_tokens
 
-    def _forget(self, answers: list[_Answer]) -> None:
+    def _forget(self, answers: list[Answer]) -> None:
         """Drop what is left of these; unfinished ones (an interrupt) are aborted."""
         for request_id in [key for answer in answers for key in answer.choices]:
             choice = self._choices.pop(request_id)
             if choice.finish_reason is None:
                 self._instance.engine.abort(request_id)
-
-
-class _Answer:
-    """What is known so far of the answer to one prompt."""
-
-    def __init__(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        self.request_id = request_id
-        self.prompt = prompt
-        self.params = params
-        self.prompt_token_ids: list[int] = []
-        self.choices: dict[str, _Choice] = {}
-        self.error: str | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every completion ended, or the prompt was refused."""
-        if self.error is not None:
-            return True
-        done = [choice.finish_reason is not None for choice in self.choices.values()]
-        return bool(done) and all(done)
-
-    def news(self) -> list[CompletionOutput]:
-        """What each completion has that was not handed out yet."""
-        pieces = [choice.piece() for choice in self.choices.values()]
-        return [piece for piece in pieces if piece is not None]
-
-    def output(self) -> RequestOutput:
-        """The whole answer."""
-        choices = list(self.choices.values())
-        first = choices[0] if choices else None
-        return RequestOutput(
-            request_id=self.request_id,
-            prompt=self.prompt if isinstance(self.prompt, str) else None,
-            prompt_token_ids=self.prompt_token_ids,
-            outputs=[] if self.error else [choice.output() for choice in choices],
-            prompt_logprobs=first.prompt_logprobs() if first else None,
-            num_cached_tokens=first.last.num_cached_tokens if first and first.last else 0,
-            times=first.last.times if first and first.last else None,
-            error=self.error,
-        )
-
-
-class _Choice:
-    """One completion of an answer while it grows."""
-
-    def __init__(
-        self, index: int, params: SamplingParams, answer: _Answer, instance: Instance
-    ) -> None:
-        self.index = index
-        self.params = params
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.finish_reason: FinishReason | None = None
-        self.stop_reason: str | int | None = None
-        self.stopped_by_text = False
-        self.last: RequestDelta | None = None
-        self._answer = answer
-        self._logprobs: list[TokenLogprobs] = []
-        self._prompt_logprobs: list[TokenLogprobs] = []
-        self._num_tokens_shown = 0
-        self._num_characters_shown = 0
-        self._was_end_shown = False
-        self._tokenizer = instance.text.tokenizer if instance.text else None
-        self._detokenizer = (
-            IncrementalDetokenizer(
-                self._tokenizer,
-                answer.prompt_token_ids,
-                stop=params.stop,
-                include_stop_str_in_output=params.include_stop_str_in_output,
-                skip_special_tokens=params.skip_special_tokens,
-                min_tokens=params.min_tokens,
-            )
-            if self._tokenizer
-            else None
-        )
-
-    def take(self, delta: RequestDelta) -> None:
-        """Add what a step brought."""
-        if self.finish_reason is not None:
-            return
-        self.last = delta
-        self.token_ids += delta.token_ids
-        self._logprobs += delta.logprobs
-        self._prompt_logprobs += delta.prompt_logprobs
-        self.finish_reason = delta.finish_reason
-        self.stop_reason = delta.stop_token_id
-        if delta.error is not None:
-            self._answer.error = delta.error
-        if self._detokenizer is None:
-            return
-        # The token that ended the request is no text, unless the user wants to see it all.
-        ends = (
-            delta.finish_reason is FinishReason.STOP and not self.params.include_stop_str_in_output
-        )
-        self.text += self._detokenizer.push(delta.token_ids[:-1] if ends else delta.token_ids)
-        if self._detokenizer.stop_reason is not None:
-            self._end_at_stop_string(self._detokenizer.stop_reason)
-        elif self.finish_reason is not None:
-            self.text += self._detokenizer.finish()
-
-    def _end_at_stop_string(self, stop: str) -> None:
-        self.stopped_by_text = self.finish_reason is None
-        self.finish_reason, self.stop_reason = FinishReason.STOP, stop
-        num_tokens = self._detokenizer.num_tokens if self._detokenizer else len(self.token_ids)
-        del self.token_ids[num_tokens:]
-        del self._logprobs[num_tokens:]
-
-    def piece(self) -> CompletionOutput | None:
-        """What was not handed out yet; None where nothing is new."""
-        new_tokens = self.token_ids[self._num_tokens_shown :]
-        new_text = self.text[self._num_characters_shown :]
-        is_end = self.finish_reason is not None and not self._was_end_shown
-        if not new_tokens and not new_text and not is_end:
-            return None
-        new_logprobs = self._logprobs[self._num_tokens_shown :]
-        self._num_tokens_shown = len(self.token_ids)
-        self._num_characters_shown = len(self.text)
-        self._was_end_shown = self.finish_reason is not None
-        return self._output(new_text, new_tokens, new_logprobs)
-
-    def output(self) -> CompletionOutput:
-        """The completion as it stands."""
-        return self._output(self.text, list(self.token_ids), self._logprobs)
-
-    def _output(
-        self, text: str, token_ids: list[int], logprobs: list[TokenLogprobs]
-    ) -> CompletionOutput:
-        wants = self.params.logprobs is not None
-        return CompletionOutput(
-            index=self.index,
-            text=text,
-            token_ids=token_ids,
-            logprobs=[self._readable(entry) for entry in logprobs] if wants else None,
-            cumulative_logprob=sum(entry.logprob for entry in self._logprobs) if wants else None,
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )
-
-    def prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
-        """One entry a prompt token, None for the first; None unless asked for."""
-        if self.params.prompt_logprobs is None:
-            return None
-        return [None, *(self._readable(entry) for entry in self._prompt_logprobs)]
-
-    def _readable(self, entry: TokenLogprobs) -> dict[int, Logprob]:
-        chosen = [(entry.token_id, entry.logprob, entry.rank)]
-        top = [(token_id, value, rank) for rank, (token_id, value) in enumerate(entry.top, 1)]
-        return {
-            token_id: Logprob(
-                logprob=value,
-                rank=rank,
-                decoded_token=self._tokenizer.token_text(token_id) if self._tokenizer else "",
-            )
-            for token_id, value, rank in (*top, *chosen)
-        }
 
 
 def _progress_bar(is_shown: bool) -> Progress:

@@ -84,8 +84,9 @@ def _ask() -> str | None:
     """The next turn from the keyboard."""
     with suppress(ImportError):  # not on every system; where it is, input() gets a history
         importlib.import_module("readline")
+    print()
     try:
-        return input("\n> ")
+        return input("> ")
     except EOFError:
         return None
 

@@ -22,7 +22,8 @@ from chitu_like.core.output import RequestOutput
 from chitu_like.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from chitu_like.llm import LLM, Prompt  # bring torch: only once the input is known to be there
+    from chitu_like.answer import Prompt
+    from chitu_like.llm import LLM  # brings torch: only once the input is known to be there
 
 
 def run(prog: str, arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,24 @@ def test_every_check_has_its_finding() -> None:
     options = runner_options(resolve(config, FACTS, files.spec), files.spec)
     names = [finding.name for finding in check_up(config, files, options)]
     assert names == ["architecture", "weights", "tokenizer", "scheduler", "port", "log_dir"]
+
+
+def test_on_cuda_what_others_hold_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cuda = replace(
+        FACTS, device="cuda", name="H", memory_bytes=80 * GIB, free_bytes=70 * GIB, num_devices=2
+    )
+    monkeypatch.setattr(device, "device_facts", lambda *arguments: cuda)
+    config = load_config(["models=llama-3-8b", "models.load_format=dummy"])
+    spec = read_model_files(config).spec
+    resolved = resolve(config, cuda, spec)
+    memory = fit_memory(resolved, spec, cuda).memory
+    assert memory.other_bytes == 10 * GIB
+    taken = memory.weight_bytes + memory.activation_bytes + memory.other_bytes
+    assert memory.kv_bytes + taken <= 72 * GIB < memory.kv_bytes + taken + memory.bytes_per_block
+    assert main(["doctor", "models=llama-3-8b", PORT]) == 0
+    printed = capsys.readouterr().out
+    assert "cuda: H" in printed
+    assert "2 visible" in printed
+    assert "4.00 GiB" in printed  # the swap space
