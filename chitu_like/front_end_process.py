@@ -76,12 +76,12 @@ class FrontEndProcess:
         self._write(b'{"command":"drain"}\n')
 
     def when_ended(self, call: Callable[[int, str], None]) -> None:
-        """Call `call(exit code, reason)` from a thread when the process has ended unasked."""
+        """Call `call(exit code, reason)` from a thread when the process has failed."""
 
         def watch() -> None:
             last = self._read_event()  # it speaks again only to say why it cannot go on
             code = self._process.wait()
-            if not self._is_ending:
+            if not self._is_ending and code != 0:  # 0: an administrator had it drained
                 call(code, last.message if last else f"the front end ended with code {code}")
 
         threading.Thread(target=watch, name="front-end-watch", daemon=True).start()

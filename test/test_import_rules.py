@@ -52,6 +52,7 @@ CONTROL_WING = {*DECIDING, "simulator", "planner", "server"}
 ROOF = {
     "",
     "__main__",
+    "answer",
     "bench",
     "cli",
     "front_end_process",

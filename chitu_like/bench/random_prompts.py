@@ -11,7 +11,7 @@ MAX_TOKEN_ID = 100_000  # ids beyond are special tokens of some vocabularies
 def random_prompt(rng: random.Random, length: int, vocab_size: int) -> list[int]:
     """`length` ids below vocab_size, drawn evenly."""
     high = min(vocab_size, MAX_TOKEN_ID)
-    return [rng.randrange(high) for _ in range(length)]
+    return rng.choices(range(high), k=length)
 
 
 def random_prompts(rng: random.Random, lengths: Sequence[int], vocab_size: int) -> list[list[int]]:

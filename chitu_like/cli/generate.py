@@ -33,16 +33,14 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     kept = _earlier_results(options)
     done = {line_of(row) for row in kept}
     todo = [line for line in lines if line.line not in done]
-    from chitu_like.llm import LLM
+    # Opened before the model is loaded: a path that cannot be written is known at once.
+    with open_results(options.output, [line.line for line in lines], kept) as results:
+        from chitu_like.llm import LLM
 
-    with LLM(*options.overrides, progress=sys.stderr.isatty()) as llm:
-        defaults = with_given_sampling(llm.default_params(), options)
-        job = _Job(llm, defaults)
-        with (
-            open_results(options.output, [line.line for line in lines], kept) as results,
-            noted_interrupt() as was_pressed,
-        ):
-            job.run(todo, results, was_pressed)
+        with LLM(*options.overrides, progress=sys.stderr.isatty()) as llm:
+            job = _Job(llm, with_given_sampling(llm.default_params(), options))
+            with noted_interrupt() as was_pressed:
+                job.run(todo, results, was_pressed)
     _report(job, len(kept), options.output)
     return INTERRUPTED if job.num_done < len(todo) else DONE
 
@@ -91,6 +89,8 @@ def _earlier_results(options: argparse.Namespace) -> list[Row]:
     path = Path(options.output)
     if options.output == "-" or not path.exists():
         return []
+    if options.input != "-" and path.samefile(options.input):
+        raise ConfigError(f"--output {path} is the input: name another file")
     if options.resume:
         return read_results(path)
     if not options.overwrite and (not path.is_file() or path.stat().st_size):

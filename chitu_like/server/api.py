@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route, Router
+from fastapi import APIRouter, Request, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from chitu_like.server import answers, protocol, status, tokens
@@ -111,5 +110,5 @@ def build_app(service: Service, config: FrontEndConfig) -> ASGIApp:
     routes = [Route(e.path, e.handler, methods=[e.method]) for e in ENDPOINTS]
     routes.append(Route("/openapi.json", openapi, methods=["GET"]))
     # A POST that is redirected for a slash loses its body: 404 says it better.
-    router = Router([*routes, *page_routes()], redirect_slashes=False)
+    router = APIRouter(routes=[*routes, *page_routes()], redirect_slashes=False)
     return Gate(router, service, api_keys=config.api_keys, admin_api_key=config.admin_api_key)

@@ -76,7 +76,6 @@ class Call:
                 request_id=request.request_id,
                 prompt=prompt,
                 params=request.params,
-                eos_token_ids=parts.eos_token_ids,
                 tokenizer=tokenizer,
                 metrics=metrics,
                 arrival_s=parts.arrival_s,

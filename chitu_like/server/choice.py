@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from chitu_like.core.output import FinishReason, RequestDelta, RequestTimes, TokenLogprobs
 from chitu_like.core.sampling_params import SamplingParams
-from chitu_like.server.detokenizer import IncrementalDetokenizer
+from chitu_like.server.choice_text import ChoiceText
 from chitu_like.server.metrics import FinishedRequest, Metrics
 from chitu_like.server.prompts import Prompt
 from chitu_like.server.tokenizer import Tokenizer
@@ -43,36 +41,6 @@ class ChoiceDelta:
     stop_reason: str | int | None = None
 
 
-class TextMaker(Protocol):
-    """What turns tokens into text; IncrementalDetokenizer is one."""
-
-    stop_reason: str | None
-    text_offsets: list[int]
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        """Take tokens, return certain text."""
-
-    def finish(self) -> str:
-        """Return what was held back."""
-
-
-class NoText:
-    """Stands where the model has no tokenizer: every text is ''."""
-
-    def __init__(self) -> None:
-        self.stop_reason: str | None = None
-        self.text_offsets: list[int] = []
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        """Count the tokens."""
-        self.text_offsets += [0] * len(token_ids)
-        return ""
-
-    def finish(self) -> str:
-        """Nothing was held back."""
-        return ""
-
-
 class Choice:
     """Follows one request of a call.
 
@@ -81,14 +49,13 @@ class Choice:
         request_id: the engine's name for it.
         prompt: what it continues.
         params: its own, with n=1.
-        eos_token_ids: end-of-text tokens, which are no reason worth naming.
         tokenizer: None: text is ''.
         metrics: told of tokens and of the end.
         arrival_s: when the call came, on the clock of time.monotonic.
 
     Attributes:
         finish_reason: None while it grows.
-        num_output_tokens: up to the stop string, where one ended it.
+        num_cached_tokens: prompt tokens that the prefix cache spared.
     """
 
     def __init__(
@@ -98,7 +65,6 @@ class Choice:
         request_id: str,
         prompt: Prompt,
         params: SamplingParams,
-        eos_token_ids: Sequence[int],
         tokenizer: Tokenizer | None,
         metrics: Metrics,
         arrival_s: float,
@@ -107,66 +73,41 @@ class Choice:
         self.request_id = request_id
         self.prompt = prompt
         self.finish_reason: FinishReason | None = None
-        self.num_output_tokens = 0
         self.num_cached_tokens = 0
-        self._num_characters = 0
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._keeps_stop = params.include_stop_str_in_output
-        self._text: TextMaker = (
-            NoText() if tokenizer is None else _detokenizer(tokenizer, prompt, params)
-        )
+        self._text = ChoiceText(tokenizer, prompt.token_ids, params)
         self._metrics = metrics
         self._arrival_s = arrival_s
         self._first_token_s: float | None = None
         self._last_token_s = arrival_s
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens that count, up to the stop string where one ended it."""
+        return self._text.num_tokens
+
     def accept(self, delta: RequestDelta) -> ChoiceDelta:
         """Take news of the request; after a stop string `finish_reason` is set and it is over."""
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
-        num_before = self.num_output_tokens
-        text, token_ids = self._push(delta)
-        if token_ids:
+        piece = self._text.take(delta)
+        if piece.token_ids:
             self._note_tokens()
-        stop_reason: str | int | None = self._text.stop_reason
-        if stop_reason is not None:
-            self._finish(FinishReason.STOP, delta.times)
-        elif delta.finish_reason is not None:
-            stop_reason = (
-                None if delta.stop_token_id in self._eos_token_ids else delta.stop_token_id
-            )
-            self._finish(delta.finish_reason, delta.times)
-        num_new = len(token_ids)
+        if self._text.finish_reason is not None:
+            self._finish(self._text.finish_reason, delta.times)
         return ChoiceDelta(
             index=self.index,
-            text=text,
-            token_ids=token_ids,
-            logprobs=delta.logprobs[:num_new],
-            text_offsets=self._text.text_offsets[num_before : num_before + num_new],
+            text=piece.text,
+            token_ids=piece.token_ids,
+            logprobs=piece.logprobs,
+            text_offsets=piece.text_offsets,
             prompt_logprobs=delta.prompt_logprobs,
             finish_reason=self.finish_reason.value if self.finish_reason else None,
-            stop_reason=stop_reason,
+            stop_reason=self._text.stop_reason,
         )
 
     def cut_off(self, reason: FinishReason) -> None:
         """Note that it ended without an answer: the client left, the deadline passed, a failure."""
         if self.finish_reason is None:
             self._finish(reason, None)
-
-    def _push(self, delta: RequestDelta) -> tuple[str, list[int]]:
-        """New text, and the new tokens that count."""
-        token_ids = delta.token_ids
-        hidden = delta.stop_token_id is not None and not self._keeps_stop
-        text = self._text.push(token_ids[:-1] if hidden else token_ids)
-        if delta.finish_reason is not None:
-            text += self._text.finish()
-        offsets = self._text.text_offsets
-        if self._text.stop_reason is not None:
-            token_ids = token_ids[: len(offsets) - self.num_output_tokens]
-        elif hidden and token_ids:
-            offsets.append(self._num_characters + len(text))
-        self.num_output_tokens += len(token_ids)
-        self._num_characters += len(text)
-        return text, token_ids
 
     def _note_tokens(self) -> None:
         now_s = time.monotonic()
@@ -198,16 +139,3 @@ class Choice:
             else None,
             times=times,
         )
-
-
-def _detokenizer(
-    tokenizer: Tokenizer, prompt: Prompt, params: SamplingParams
-) -> IncrementalDetokenizer:
-    return IncrementalDetokenizer(
-        tokenizer,
-        prompt.token_ids,
-        stop=params.stop,
-        include_stop_str_in_output=params.include_stop_str_in_output,
-        skip_special_tokens=params.skip_special_tokens,
-        min_tokens=params.min_tokens,
-    )

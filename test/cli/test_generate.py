@@ -118,6 +118,27 @@ def test_an_output_that_is_there_is_not_overwritten_by_accident(
     assert "precious" not in target.read_text()
 
 
+def test_the_input_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("hi\n")
+    other = tmp_path / "link.txt"
+    other.symlink_to(source)
+    words = ["generate", "--input", str(source), "--output", str(other), "--overwrite", *TINY]
+    assert main(words) == 2
+    assert "is the input" in capsys.readouterr().err
+    assert source.read_text() == "hi\n"
+
+
+def test_a_model_that_does_not_load_costs_no_earlier_answer(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("hi\nho\n")
+    kept = '{"line": 1, "text": "precious", "finish_reason": "stop"}\n'
+    target.write_text(kept)
+    words = ["generate", "--input", str(source), "--output", str(target), "--resume"]
+    assert main([*words, "models.ckpt_dir=/not/there", "models=auto"]) == 2
+    assert target.read_text() == kept
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
