@@ -29,7 +29,7 @@ CORE_REQUIREMENTS = [
     "numpy",
     "safetensors",
     "tokenizers",
-    "jinja2",
+    "jinja2>=3.1.6",  # chat templates run in its sandbox, which older versions let one leave
     "msgspec",
     "pyzmq",
     "fastapi",
@@ -50,6 +50,7 @@ TEST_REQUIREMENTS = [
     "schemathesis",
     "selenium>=4.20",  # drives the Chromium and ChromeDriver of the system
     "sentencepiece",
+    "tiktoken",
     "transformers>=4.57",
     "types-PyYAML",
     "types-psutil",
