@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import binascii
+import base64
 from collections.abc import Iterator
 
 import tokenizers
@@ -47,7 +47,7 @@ def parse_ranks(content: bytes) -> list[bytes]:
         encoded, _, rank = line.partition(b" ")
         if not rank.isdigit() or int(rank) != len(tokens):
             raise ValueError(f"line {len(tokens) + 1} is not a base64 token and rank {len(tokens)}")
-        tokens.append(binascii.a2b_base64(encoded, strict_mode=True))
+        tokens.append(base64.b64decode(encoded, validate=True))
     return tokens
 
 
