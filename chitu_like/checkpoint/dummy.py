@@ -93,7 +93,8 @@ class DummyTensor:
         start, stop, _ = first.indices(self.shape[0])
         row_size = math.prod(self.shape[1:])
         rows = self._stretch(start * row_size, (stop - start) * row_size)
-        return rows.view(stop - start, *self.shape[1:])[(slice(None), *others)]
+        within = (slice(None), *others)
+        return rows.view(stop - start, *self.shape[1:])[within]
 
     def _stretch(self, start: int, size: int) -> Tensor:
         """Values `start` to `start + size` of the flattened tensor."""
