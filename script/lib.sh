@@ -87,8 +87,10 @@ create_venv() { # PYTHON [OPTION]
         die "$1 can make no virtual environment: install its venv module (Debian: apt-get install python3-venv)"
 }
 
+# What pip says matters only when it fails: its warnings about a machine's other indexes do not.
 pip_install() {
-    "$VENV_PYTHON" -m pip install --disable-pip-version-check --quiet "$@"
+    "$VENV_PYTHON" -m pip install --disable-pip-version-check --quiet "$@" 2>"$VENV/pip.log" ||
+        { cat "$VENV/pip.log" >&2 && return 1; }
 }
 
 install_torch() {

@@ -66,8 +66,7 @@ async def _main() -> int:
         logger.error("%s", error)
         return FAILED
     except ChituError as error:
-        logger.error("%s", error)
-        leader.tell("failed", message=str(error))
+        leader.tell("failed", message=str(error))  # the leader prints it
         return USER_MISTAKE
 
 
@@ -221,7 +220,8 @@ def _bind(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        # create_server says the address once more, in brackets
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while ")[0]
         raise ConfigError(
             f"cannot listen on {host}:{port}: {reason}; set serve.host and serve.port to a free "
             "address of this machine"
