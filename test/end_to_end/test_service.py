@@ -260,6 +260,8 @@ def test_sigterm_drains_and_exits_with_0(own: list[Server], tmp_path: Path, torc
     assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
     assert server.process.wait(30) == 0, "".join(server.output)
     until(lambda: not any(process.is_running() for process in family), 10.0)
+    for log in tmp_path.glob("*/*.log"):
+        assert " ERROR " not in log.read_text()
 
 
 @pytest.mark.slow
