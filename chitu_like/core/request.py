@@ -123,14 +123,10 @@ class Request:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
     @property
-    def num_tokens(self) -> int:
-        """Known tokens and those that batches in flight are sampling."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending
-
-    @property
     def num_uncomputed(self) -> int:
-        """Tokens still to be fed: 1 for a decode, more for a prefill."""
-        return self.num_tokens - self.num_computed
+        """Tokens still to be fed, those in flight included: 1 for a decode, more for a prefill."""
+        num_known = len(self.prompt_token_ids) + len(self.output_token_ids)
+        return num_known + self.num_pending - self.num_computed
 
     @property
     def is_decoding(self) -> bool:

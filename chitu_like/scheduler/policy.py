@@ -95,7 +95,7 @@ def deadline(request: Request, situation: Situation) -> float:
     return request.deadline_s
 
 
-@sort_key(is_static=False)
+@sort_key(is_static=True)
 def stride(request: Request, situation: Situation) -> float:
     """Service in proportion to 2**-priority (stride scheduling, Waldspurger and Weihl 1995)."""
     return stride_pass(request)
@@ -114,7 +114,7 @@ def balance(request: Request, situation: Situation) -> float:
     return 0.0 if is_behind else 1.0
 
 
-@sort_key(is_static=False, is_preemptive=True)
+@sort_key(is_static=True, is_preemptive=True)
 def mlfq(request: Request, situation: Situation) -> float:
     """Multi-level feedback queue: short jobs finish before long ones without knowing lengths.
 

@@ -40,7 +40,9 @@ class SchedulerLimits:
         max_seq_len: prompt + output tokens of one request.
         max_num_batched_tokens: tokens of one step.
         prefill_chunk_size: prompt tokens of one step; decodes come on top.
-        max_queued_requests, max_queued_tokens: waiting at once; more is refused.
+        max_queued_requests: open beyond max_reqs; more is refused.
+        max_queued_tokens: prompt tokens waiting for a first step; more is refused, but for a single
+            request. Both say what the router says, who refuses first: whom it lets in is taken.
         starvation_s: seconds without service after which a request goes before all others.
     """
 
@@ -80,6 +82,7 @@ class Scheduler:
         self._num_queued_tokens = 0
         self._prefill_lead = 0.0
         self._is_waiting_sorted = True
+        self._start_pass: float | None = None
 
     # Requests come and go
 
@@ -116,10 +119,19 @@ class Scheduler:
         self._check_capacity(request)
         if request.request_id in self._open:
             raise CapacityError(f"request id {request.request_id!r} is open already")
-        passes = [stride_pass(r) for r in self._open.values() if not r.is_finished]
-        request.start_pass = min(passes, default=0.0)
+        request.start_pass = self._least_pass()
         self._open[request.request_id] = request
         self._enqueue(request)
+
+    def _least_pass(self) -> float:
+        """Where a newcomer starts in the stride policy's virtual time: beside who is furthest back.
+
+        Kept until someone is served or ends, since a burst of newcomers changes nothing about it.
+        """
+        if self._start_pass is None:
+            passes = [stride_pass(r) for r in (*self._running, *self._waiting)]
+            self._start_pass = min(passes, default=0.0)
+        return self._start_pass
 
     def abort(self, request_id: str) -> bool:
         """Forget a request: its blocks are free when the batches naming it are collected.
@@ -145,6 +157,7 @@ class Scheduler:
         """
         if not self._open:
             return None
+        self._start_pass = None
         situation = Situation(
             now_s=now_s,
             count_cached=self.blocks.count_cached,
@@ -175,27 +188,36 @@ class Scheduler:
         """Take in what a batch computed. Batches must come in the order they were scheduled.
 
         Returns: one delta for each request with news; aborted ones have none.
+
+        Raises:
+            RuntimeError: the output is that of another batch.
         """
+        if output.step_id != batch.step_id:
+            raise RuntimeError(
+                f"batch {batch.step_id} came with the output of batch {output.step_id}"
+            )
         deltas: list[RequestDelta] = []
         prompt_logprobs = dict(output.prompt_logprobs)
         logprobs = iter(output.logprobs)
         sampled = iter(output.token_ids)
         for index, request in enumerate(self._in_flight.pop(batch.step_id)):
-            delta = RequestDelta(
-                request.request_id, [], num_cached_tokens=request.num_cached_tokens
-            )
+            samples = batch.samples[index]
+            token_id = next(sampled) if samples else None
+            token_logprobs = next(logprobs, None) if samples else None
             request.num_in_flight -= 1
-            request.num_pending -= batch.samples[index]
-            entries = prompt_logprobs.get(index, [])
-            token_id = next(sampled) if batch.samples[index] else None
-            token_logprobs = next(logprobs, None) if batch.samples[index] else None
+            request.num_pending -= samples
             if not request.is_finished:
-                first_new = request.num_prompt_logprobs - batch.num_computed[index]
-                delta.prompt_logprobs.extend(entries[max(0, first_new) :])
-                request.num_prompt_logprobs += len(delta.prompt_logprobs)
+                delta = RequestDelta(
+                    request.request_id, [], num_cached_tokens=request.num_cached_tokens
+                )
+                if entries := prompt_logprobs.get(index):
+                    first_new = request.num_prompt_logprobs - batch.num_computed[index]
+                    delta.prompt_logprobs.extend(entries[max(0, first_new) :])
+                    request.num_prompt_logprobs += len(delta.prompt_logprobs)
                 if token_id is not None:
                     delta.token_ids.append(token_id)
-                    delta.logprobs.extend([token_logprobs] if token_logprobs else [])
+                    if token_logprobs is not None:
+                        delta.logprobs.append(token_logprobs)
                     self._append(request, token_id, now_s)
                 if delta.token_ids or delta.prompt_logprobs:
                     deltas.append(_last_delta(delta, request, now_s))
@@ -207,7 +229,7 @@ class Scheduler:
 
     def _preempt_outranked(self, step: Step, situation: Situation) -> None:
         """Let waiting requests take the places of running ones that their first key outranks."""
-        for request in list(self._waiting):
+        for request in self._waiting[: self.limits.max_reqs]:  # more could not run at once
             if not _can_admit_now(request):
                 continue
             while self._running and not self._has_room(request):
@@ -300,6 +322,7 @@ class Scheduler:
     def _preempt(self, request: Request, step: Step) -> None:
         """Take a running request's blocks; it waits again, its tokens kept on the host if possible."""
         step.num_decodes_left -= request.num_uncomputed == 1 and _is_ready(request)
+        self._name_blocks(request, request.num_computed)  # its other tokens are known since then
         copies = self.blocks.swap_out(request)
         if copies is None:
             self.blocks.free(request)
@@ -341,8 +364,6 @@ class Scheduler:
         request.output_token_ids.append(token_id)
         if request.first_token_s is None:
             request.first_token_s = now_s
-        if request.state is RequestState.RUNNING:
-            self._name_blocks(request, request.num_computed)
         params = request.params
         if len(request.output_token_ids) >= params.min_tokens:
             if token_id in params.stop_token_ids:
@@ -357,9 +378,11 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason) -> None:
         """The answer is complete; what it holds goes when no batch in flight names it."""
         if request.state is RequestState.RUNNING:
+            self._name_blocks(request, request.num_computed)
             self._running.remove(request)
         else:
             self._remove_waiting(request)
+        self._start_pass = None
         request.state = RequestState.FINISHED
         request.finish_reason = reason
         if not request.num_in_flight:
@@ -386,13 +409,14 @@ class Scheduler:
                 f"{request.num_prompt_tokens} prompt tokens and {request.max_output_tokens} output "
                 f"tokens need {needed} KV blocks of {self.blocks.num_blocks} (infer.num_blocks)"
             )
-        if len(self._waiting) >= limits.max_queued_requests:
+        num_open = len(self._waiting) + len(self._running)
+        if num_open >= limits.max_reqs + limits.max_queued_requests:
             raise CapacityError(
-                f"{len(self._waiting)} requests are waiting "
-                f"(scheduler.max_queued_requests={limits.max_queued_requests}): try again later"
+                f"{num_open} requests are open (infer.max_reqs={limits.max_reqs}, "
+                f"scheduler.max_queued_requests={limits.max_queued_requests}): try again later"
             )
         queued = self._num_queued_tokens + request.num_prompt_tokens
-        if self._waiting and queued > limits.max_queued_tokens:
+        if self._num_queued_tokens and queued > limits.max_queued_tokens:
             raise CapacityError(
                 f"{queued} prompt tokens would be waiting "
                 f"(scheduler.max_queued_tokens={limits.max_queued_tokens}): try again later"
@@ -400,17 +424,21 @@ class Scheduler:
 
     def _enqueue(self, request: Request) -> None:
         self._waiting.append(request)
-        self._num_queued_tokens += request.num_prompt_tokens
         self._is_waiting_sorted = False
+        if request.state is RequestState.WAITING:
+            self._num_queued_tokens += request.num_prompt_tokens
 
     def _remove_waiting(self, request: Request) -> None:
         self._waiting.remove(request)
-        self._num_queued_tokens -= request.num_prompt_tokens
+        if request.state is RequestState.WAITING:
+            self._num_queued_tokens -= request.num_prompt_tokens
 
     def _sort_waiting(self, situation: Situation) -> None:
         """Policy order; a static one is kept until someone joins the queue or is promoted in it."""
         if self._ordering.is_static and self._is_waiting_sorted:
             return
+        if not self._free_slots and not self._ordering.is_preemptive:
+            return  # nobody can join this step: whoever loses a slot lost it for lack of blocks
         self._waiting.sort(key=lambda request: self._ordering.rank(request, situation))
         self._is_waiting_sorted = True
 
@@ -431,7 +459,10 @@ class Scheduler:
         request.slot = None
 
     def _name_blocks(self, request: Request, num_computed: int) -> None:
-        self.blocks.name_full_blocks(request, min(num_computed, request.num_known_tokens))
+        num_known = request.num_known_tokens
+        self.blocks.name_full_blocks(
+            request, num_computed if num_computed < num_known else num_known
+        )
 
 
 def _is_ready(request: Request) -> bool:

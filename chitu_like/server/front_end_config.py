@@ -47,7 +47,7 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     request_timeout_s: float | None = None
     stall_timeout_s: float = 120.0
     keep_alive_s: float = 10.0
-    max_queued_requests: int = 1024
+    max_queued_requests: int = 4096
     max_queued_tokens: int = 1 << 22
     leader_pid: int | None = None
     log_dir: str | None = None

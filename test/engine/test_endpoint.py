@@ -14,7 +14,7 @@ import zmq
 from fake_executor import expected_output
 from scheduling import Rig, make_rig
 
-from chitu_like.core.output import FinishReason
+from chitu_like.core.output import FinishReason, RequestDelta
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine.endpoint import EngineEndpoint, serve
 from chitu_like.engine.messages import (
@@ -37,6 +37,7 @@ class Peer:
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(address)
+        self.deltas: list[RequestDelta] = []
 
     def send(self, message: ToEngine) -> None:
         self.socket.send(msgspec.msgpack.encode(message))
@@ -47,15 +48,18 @@ class Peer:
         return msgspec.msgpack.decode(self.socket.recv(), type=ToFrontEnd)
 
     def collect(self, request_id: str) -> tuple[list[int], FinishReason | None]:
-        tokens: list[int] = []
         while True:
-            message = self.receive()
-            assert message is not None, "the engine fell silent"
-            for delta in getattr(message, "deltas", []):
+            tokens: list[int] = []
+            for delta in self.deltas:
                 if delta.request_id == request_id:
                     tokens += delta.token_ids
                     if delta.finish_reason:
                         return tokens, delta.finish_reason
+            message = self.receive()
+            assert message is not None, "the engine fell silent"
+            self.deltas += getattr(
+                message, "deltas", []
+            )  # others' too: a step tells of all at once
 
 
 class Served:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 
 import msgspec
 import pytest
 from fake_executor import expected_output
-from scheduling import make_rig
+from scheduling import Rig, make_rig
 
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch
 from chitu_like.core.output import FinishReason
@@ -282,3 +283,48 @@ def test_random_histories_answer_every_request_once_with_its_own_tokens(seed: in
             assert rig.ends[name] == [FinishReason.LENGTH]
     assert rig.blocks.num_free == num_blocks
     assert rig.scheduler.num_running == rig.scheduler.num_waiting == 0
+
+
+def test_free_slots_do_not_count_against_the_queue():
+    rig = make_rig(max_reqs=4, max_queued_requests=1)
+    for name in "abcdef":  # between two steps, as a burst arrives
+        rig.add(name, [1])
+    rig.run()
+    assert [name for name, error in rig.errors.items() if error] == ["f"]
+    assert "max_queued_requests=1" in rig.errors["f"]
+
+
+def test_a_preempted_request_takes_nobody_s_place_in_the_token_queue():
+    rig = make_rig(policy="request_preset", max_reqs=1, max_queued_tokens=12)
+    rig.add("slow", [1] * 10, max_tokens=30, priority=5)
+    rig.step()
+    rig.add("urgent", [2] * 10, max_tokens=20, priority=-5)
+    rig.step()
+    assert rig.scheduler.num_preemptions == 1
+    rig.add("next", [3] * 10)
+    rig.run()
+    assert rig.errors == {"slow": None, "urgent": None, "next": None}
+
+
+def test_an_output_of_another_batch_is_never_taken_for_this_one_s():
+    rig = make_rig(max_in_flight=2)
+    rig.add("a", [1, 2], max_tokens=9)
+    rig.step()
+    rig.executor.collect()  # an interrupted caller lost it
+    with pytest.raises(RuntimeError, match="batch 1 came with the output of batch 2"):
+        rig.step()
+
+
+def test_adding_costs_the_same_however_many_wait():
+    """A burst of a thousand requests was answered only after a second of sums over all of them."""
+
+    def seconds_to_add(rig: Rig, count: int) -> float:
+        start = time.process_time()
+        for _ in range(count):
+            rig.add(str(rig.scheduler.num_waiting), [1])
+        return time.process_time() - start
+
+    rig = make_rig(max_queued_requests=10**6)
+    first = seconds_to_add(rig, 500)
+    seconds_to_add(rig, 4000)
+    assert seconds_to_add(rig, 500) < 5 * first + 0.01
