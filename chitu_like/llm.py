@@ -12,6 +12,7 @@ Example::
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -30,6 +31,7 @@ from chitu_like.core.output import (
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine.messages import AddRequest, EngineInfo, EngineStats
 from chitu_like.instance import Instance, load_instance
+from chitu_like.server.sampling import for_choice
 from chitu_like.server.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, object]
@@ -170,11 +172,27 @@ class LLM:
         """
         first = conversations[0] if conversations else []
         many = [conversations] if isinstance(first, Mapping) else conversations
-        prompts = [self.render_chat(messages, **template_arguments) for messages in many]  # type: ignore[arg-type]
-        return self.generate(prompts, params, progress=progress)
+        rendered = [
+            self._render_or_refuse(messages, template_arguments)
+            for messages in cast("Sequence[Sequence[Message]]", many)
+        ]
+        outputs = self.generate([ids for ids, _ in rendered], params, progress=progress)
+        return [
+            output if refusal is None else replace(output, error=refusal)
+            for output, (_, refusal) in zip(outputs, rendered, strict=True)
+        ]
 
     def render_chat(self, messages: Sequence[Message], **template_arguments: object) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer."""
+        """Token ids of a conversation, ready for the assistant's answer.
+
+        Raises:
+            RequestError: these are no messages, or the template refuses them.
+            UnsupportedError: the model has no chat template.
+        """
+        if not messages or not all(isinstance(message, Mapping) for message in messages):
+            raise RequestError(
+                'messages: give a list of {"role": ..., "content": ...}, one at least', "messages"
+            )
         text = self._instance.text
         if text is None or text.chat_template is None:
             raise UnsupportedError(
@@ -184,6 +202,15 @@ class LLM:
             [dict(message) for message in messages], template_kwargs=template_arguments
         )
         return self.tokenizer.encode(rendered, add_special_tokens=False)
+
+    def _render_or_refuse(
+        self, messages: Sequence[Message], template_arguments: Mapping[str, object]
+    ) -> tuple[list[int], str | None]:
+        """Token ids of a conversation, or none (refused like an empty prompt) and the reason."""
+        try:
+            return self.render_chat(messages, **template_arguments), None
+        except RequestError as error:
+            return [], str(error)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None
@@ -280,9 +307,8 @@ class LLM:
         params = answer.params
         tokenizer = self._instance.text.tokenizer if self._instance.text else None
         for index in range(params.n):
-            seed = None if params.seed is None else params.seed + index
             choice = GrowingChoice(
-                index, replace(params, n=1, seed=seed), answer.prompt_token_ids, tokenizer
+                index, for_choice(params, index), answer.prompt_token_ids, tokenizer
             )
             request_id = f"{answer.request_id}-{index}"
             answer.choices[request_id] = self._choices[request_id] = choice
@@ -297,7 +323,14 @@ class LLM:
         return params.n
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        try:
+            return [operator.index(token_id) for token_id in prompt]
+        except TypeError:
+            raise RequestError(
+                f"prompt={prompt!r:.60}: give a text or a list of token ids", param="prompt"
+            ) from None
 
     def _step(self) -> int:
         """One step of the engine; returns the output tokens it brought."""
@@ -334,6 +367,11 @@ def _progress_bar(is_shown: bool) -> Progress:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Every prompt on its own; a text or a list of token ids alone is one."""
+    if not isinstance(prompts, Sequence):
+        raise RequestError(
+            f"prompts={prompts!r:.60}: give a text, a list of token ids, or a list of such",
+            param="prompts",
+        )
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
         return [cast(Prompt, prompts)]
     return list(cast("Sequence[Prompt]", prompts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from chitu_like.core.errors import RequestError
@@ -71,11 +72,20 @@ class SamplingParams:
     priority: int = 0
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        stop = (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop)
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "stop_token_ids", _listed("stop_token_ids", self.stop_token_ids))
+        if not isinstance(self.logit_bias or {}, Mapping):
+            raise RequestError(
+                f"logit_bias={self.logit_bias!r}: must be a mapping of token ids to numbers",
+                param="logit_bias",
+            )
         object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
-        object.__setattr__(self, "top_k", max(self.top_k, 0))
+        if isinstance(self.top_k, int):
+            object.__setattr__(self, "top_k", max(self.top_k, 0))
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise RequestError(f"{name}={value!r}: must be True or False", param=name)
         _between("n", self.n, 1, MAX_N)
         _between("temperature", self.temperature, 0.0, 100.0)
         _between("top_p", self.top_p, 0.0, 1.0, low_is_open=True)
@@ -126,6 +136,13 @@ class SamplingParams:
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
+
+
+def _listed(name: str, value: object) -> tuple[object, ...]:
+    """What the user gave as a list, as a tuple; None is empty."""
+    if value is not None and not isinstance(value, (Sequence, Set)):
+        raise RequestError(f"{name}={value!r}: must be a list", param=name)
+    return tuple(value or ())
 
 
 def _between(
