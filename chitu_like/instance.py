@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def load_instance(config: ServeConfig, *, shows_progress: bool) -> Instance:
     """
     files = read_model_files(config)
     text = load_text(files.tokenizer_dir)
-    loaded = load_engine(config, files, shows_progress=shows_progress)
+    loaded = load_engine(config, files, shows_progress=shows_progress, bounds_queue=False)
     return Instance(
         engine=loaded.engine,
         text=text,
@@ -71,8 +72,17 @@ def load_instance(config: ServeConfig, *, shows_progress: bool) -> Instance:
     )
 
 
-def load_engine(config: ServeConfig, files: ModelFiles, *, shows_progress: bool) -> LoadedEngine:
+def load_engine(
+    config: ServeConfig, files: ModelFiles, *, shows_progress: bool, bounds_queue: bool = True
+) -> LoadedEngine:
     """Load the weights, plan the memory and put the engine together.
+
+    Args:
+        config: as loaded, every `auto` still in it.
+        files: of the model.
+        shows_progress: show a progress bar over the weights.
+        bounds_queue: refuse what exceeds scheduler.max_queued_*, which protects from strangers;
+            a caller in this process feeds the engine no faster than it wants to wait.
 
     Raises:
         ChituError: the checkpoint is not this model's, or something does not fit.
@@ -111,8 +121,8 @@ def load_engine(config: ServeConfig, files: ModelFiles, *, shows_progress: bool)
         max_seq_len=info.max_seq_len,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         prefill_chunk_size=resolved.prefill_chunk_size,
-        max_queued_requests=resolved.max_queued_requests,
-        max_queued_tokens=resolved.max_queued_tokens,
+        max_queued_requests=resolved.max_queued_requests if bounds_queue else sys.maxsize,
+        max_queued_tokens=resolved.max_queued_tokens if bounds_queue else sys.maxsize,
         starvation_s=config.scheduler.starvation_s,
     )
     engine = Engine(

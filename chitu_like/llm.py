@@ -311,15 +311,12 @@ class LLM:
                 index, for_choice(params, index), answer.prompt_token_ids, tokenizer
             )
             request_id = f"{answer.request_id}-{index}"
-            answer.choices[request_id] = self._choices[request_id] = choice
-            self._instance.engine.add(
-                AddRequest(
-                    request_id,
-                    answer.prompt_token_ids,
-                    choice.params,
-                    self._instance.eos_token_ids,
-                )
+            request = AddRequest(
+                request_id, answer.prompt_token_ids, choice.params, self._instance.eos_token_ids
             )
+            with deferred_interrupt():  # known here and there, or nowhere
+                answer.choices[request_id] = self._choices[request_id] = choice
+                self._instance.engine.add(request)
         return params.n
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -348,10 +345,11 @@ class LLM:
 
     def _forget(self, answers: list[Answer]) -> None:
         """Drop what is left of these; unfinished ones (an interrupt) are aborted."""
-        for request_id in [key for answer in answers for key in answer.choices]:
-            choice = self._choices.pop(request_id)
-            if choice.finish_reason is None:
-                self._instance.engine.abort(request_id)
+        with deferred_interrupt():
+            for request_id in [key for answer in answers for key in answer.choices]:
+                choice = self._choices.pop(request_id)
+                if choice.finish_reason is None:
+                    self._instance.engine.abort(request_id)
 
 
 def _progress_bar(is_shown: bool) -> Progress:

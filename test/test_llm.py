@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from chitu_like import LLM, SamplingParams
 from chitu_like.core.errors import RequestError
+from chitu_like.core.request import Request
+from chitu_like.scheduler.scheduler import Scheduler
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
 
@@ -15,6 +18,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
     keys = ("models=tiny-chat", "infer.device=cpu", "infer.num_blocks=64", "infer.max_reqs=2")
+    keys += ("scheduler.max_queued_requests=1", "scheduler.max_queued_tokens=8")
     with LLM(*keys, progress=False) as loaded:
         yield loaded
 
@@ -50,3 +54,39 @@ def test_the_largest_seed_has_room_for_all_completions(llm: LLM) -> None:
     (output,) = llm.generate("Once", params)
     assert output.error is None
     assert len(output.outputs) == 2
+
+
+def test_the_queue_s_bounds_are_for_strangers(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=2, n=3)
+    outputs = llm.generate(["Once upon a time there was"] * 9, params)
+    assert [output.error for output in outputs] == [None] * 9
+    assert all(len(output.outputs) == 3 for output in outputs)
+
+
+def test_an_interrupt_while_prompts_are_fed_leaves_nothing_behind(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of an add left a request that was open and yet in no queue."""
+    enqueue = Scheduler._enqueue
+
+    def interrupted(self: Scheduler, request: Request) -> None:
+        signal.raise_signal(signal.SIGINT)
+        enqueue(self, request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Scheduler, "_enqueue", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["Once", "Hello"], GREEDY)
+    assert (llm.stats().num_running, llm.stats().num_waiting) == (0, 0)
+    assert llm.generate(["Once"], GREEDY)[0].error is None
+
+
+def test_a_stream_dropped_midway_or_left_open_disturbs_nobody(llm: LLM) -> None:
+    alone = llm.generate(["Once"], GREEDY)[0].outputs[0].token_ids
+    left_open = llm.stream("Hello", SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
+    num_tokens = len(next(left_open).token_ids)
+    next(llm.stream("Once", GREEDY))
+    assert llm.generate(["Once"], GREEDY)[0].outputs[0].token_ids == alone
+    num_tokens += sum(len(piece.token_ids) for piece in left_open)
+    assert num_tokens == 20
+    assert (llm.stats().num_running, llm.stats().kv_usage) == (0, 0.0)

@@ -73,10 +73,14 @@ class LocalExecutor:
         if not self._in_flight:
             raise PeerError("nothing was submitted to the model runner, or it was shut down")
         try:
-            return self._in_flight.popleft().result()
+            output = self._in_flight[0].result()
         except Exception:
+            self._in_flight.popleft()
             self._has_failed = True  # the device may fail long after the launch
             raise
+        # Only now: an interrupted wait leaves the batch to the next call.
+        self._in_flight.popleft()
+        return output
 
     def shutdown(self) -> None:
         """See Executor. Waits for the step that is being computed, if any."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import pytest
@@ -88,6 +90,20 @@ def test_submit_does_not_wait_for_the_computation() -> None:
         executor.submit(batch)  # would hang here
     model.may_run.set()
     assert len(executor.collect().token_ids) == 1
+    executor.shutdown()
+
+
+def test_an_interrupted_collect_leaves_its_batch_to_the_next() -> None:
+    model = Blocked()
+    executor = LocalExecutor(tiny_runner(model), overlap=True)
+    for batch in decode_batches(2):
+        executor.submit(batch)
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        executor.collect()
+    model.may_run.set()
+    assert [executor.collect().step_id, executor.collect().step_id] == [0, 1]
     executor.shutdown()
 
 
