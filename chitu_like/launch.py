@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
@@ -30,6 +31,8 @@ from chitu_like.scheduler.policy import Ordering
 logger = logging.getLogger(__name__)
 
 DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+LAST_WORDS_S = 5.0
+"""torchrun ends all ranks as soon as one ends; rank 0 alone says why, so the others wait for it."""
 
 
 class _Interrupted(BaseException):
@@ -60,6 +63,8 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
     except ChituError as error:
         if rank == 0:
             print(f"chitu_like: {error}", file=sys.stderr)
+        else:
+            time.sleep(LAST_WORDS_S)
         return USER_MISTAKE
     except _Interrupted:
         return DONE

@@ -1,0 +1,35 @@
+"""launch: what the ranks of torchrun say and do about the user's mistakes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from chitu_like.launch import LAST_WORDS_S, launch
+
+
+def of_two_ranks(rank: int) -> dict[str, str]:
+    return {"RANK": str(rank), "WORLD_SIZE": "2"}
+
+
+def test_rank_0_says_in_one_line_that_the_ranks_are_too_many(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("rank 0 waited"))
+    assert launch([], of_two_ranks(0)) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("chitu_like: torchrun started 2 ranks")
+    assert "use --nproc_per_node 1" in err
+
+
+def test_other_ranks_are_silent_and_do_not_end_before_rank_0_has_spoken(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    assert launch(["infer.nonsense=1"], of_two_ranks(1)) == 2
+    assert capfd.readouterr() == ("", "")
+    assert waited == [LAST_WORDS_S]
