@@ -61,6 +61,7 @@ class FrontEndProcess:
             [sys.executable, "-m", "chitu_like.server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the leader, even while this one still imports
         )
         self._is_ending = False
         try:
@@ -87,8 +88,9 @@ class FrontEndProcess:
         threading.Thread(target=watch, name="front-end-watch", daemon=True).start()
 
     def end(self) -> int:
-        """Close its input, wait for its goodbye, and remove what it left; its exit code."""
-        self._is_ending = True
+        """Have it drain, wait for its goodbye, and remove what it left; its exit code."""
+        if not self._is_ending:
+            self.drain()
         if self._process.stdin is not None:
             try:
                 self._process.stdin.close()
@@ -173,4 +175,4 @@ class FrontEndProcess:
             self._process.stdin.write(line)
             self._process.stdin.flush()
         except BrokenPipeError:
-            logger.error("the front end has closed its input")
+            logger.info("the front end has closed its input")

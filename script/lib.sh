@@ -117,23 +117,30 @@ fingerprint() {
     } | cksum | tr ' ' -
 }
 
+is_installed() { # [EXTRA]
+    [ "$(cat "$VENV/.installed-${1:-core}" 2>/dev/null)" = "$(fingerprint)" ]
+}
+
 # Install this checkout, editable, unless just that has been done before.
 install_checkout() { # [EXTRA]
-    local extra=${1:-} stamp=$VENV/.installed-${1:-core} wanted
-    wanted=$(fingerprint)
-    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+    local extra=${1:-}
+    is_installed "$@" && return
     install_torch
     say "installing chitu_like${extra:+ with what its tests need}"
     { pip_install -r "$REPO/requirements-build.txt" &&
         pip_install --use-pep517 --no-build-isolation --editable "$REPO${extra:+[$extra]}"; } ||
         die "pip could not install chitu_like: see above"
     # With an extra the core is there too: the other script has nothing left to do.
-    echo "$wanted" | tee "$stamp" >"$VENV/.installed-core"
+    fingerprint | tee "$VENV/.installed-${1:-core}" >"$VENV/.installed-core"
 }
 
 # Everything, in order; a second run finds it all done and needs no network.
 prepare() { # [EXTRA]
     local python
+    if [ ! -w "$REPO" ]; then
+        is_installed "$@" || die "cannot write to $REPO, where .venv belongs: clone it to a folder of yours"
+        return
+    fi
     if command -v flock >/dev/null; then # two scripts at once: the second waits for the first
         exec 9>"$REPO/.venv.lock"
         flock 9

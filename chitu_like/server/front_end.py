@@ -95,7 +95,6 @@ class FrontEnd:
         self._router.on_step = metrics.stepped
         self._service = Service(config, self._router, metrics)
         self._is_stalled = False
-        self._is_drained = False
 
     async def serve(self) -> int:
         """Run to the end; return the exit code. Raises: ChituError for the user's mistakes."""
@@ -159,7 +158,8 @@ class FrontEnd:
             while await self._leader.read_command() is Command.DRAIN:
                 self._router.drain()
         except PeerError as error:
-            if not self._is_drained:  # a leader whose engines were let go leaves as it should
+            # A leader that said drain may leave as soon as nobody waits for an answer.
+            if self._router.num_open or not self._router.draining.is_set():
                 self._router.fail(str(error))
 
     async def _watch_progress(self) -> None:
@@ -179,7 +179,6 @@ class FrontEnd:
         deadline_s = asyncio.get_running_loop().time() + self._config.drain_timeout_s
         while self._router.num_open and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(POLL_S)
-        self._is_drained = True
         self._router.cut_all(CapacityError("the service is shutting down"))
         for engine in self._engines:
             engine.shutdown()
