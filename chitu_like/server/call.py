@@ -175,9 +175,9 @@ class Call:
                     info.max_seq_len,
                     "max_tokens" if num_prompt < info.max_seq_len else "prompt",
                 )
-            _check_ids("prompt", prompt.token_ids, info.vocab_size)
-        _check_ids("logit_bias", list(params.logit_bias), info.vocab_size)
-        _check_ids("stop_token_ids", params.stop_token_ids, info.vocab_size)
+            check_token_ids("prompt", prompt.token_ids, info.vocab_size)
+        check_token_ids("logit_bias", list(params.logit_bias), info.vocab_size)
+        check_token_ids("stop_token_ids", params.stop_token_ids, info.vocab_size)
 
     async def _raise_failure(self, delta: RequestDelta, choice: Choice) -> None:
         if delta.finish_reason is FinishReason.ERROR:
@@ -192,7 +192,8 @@ class Call:
             raise CapacityError("the engine gave the request up")
 
 
-def _check_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
+def check_token_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raise ApiError 400 for a token that the model does not have."""
     if token_ids and max(token_ids) >= vocab_size:
         raise ApiError(
             400,

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from chitu_like.core.errors import RequestError
 from chitu_like.server.answers import DetokenizeAnswer, TokenizeAnswer, TokenizerInfo
 from chitu_like.server.body import read_body
+from chitu_like.server.call import check_token_ids
 from chitu_like.server.prompts import Prompt, TemplateOptions
 from chitu_like.server.protocol import DetokenizeRequest, TokenizeRequest
 from chitu_like.server.respond import json_response
@@ -35,9 +36,10 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """Text of token ids."""
     service = service_of(request)
-    with service.admitted():
+    with service.admitted() as info:
         body = await read_body(request, DetokenizeRequest, service.max_body_bytes())
         service.check_model(body.content.model)
+        check_token_ids("tokens", body.content.tokens, info.vocab_size)
         text = await service.prompts.decode(body.content.tokens)
     return json_response(DetokenizeAnswer(text), headers=body.headers())
 

@@ -178,3 +178,11 @@ def test_more_requests_than_fit_are_refused_and_told_when_to_come_back(start: St
         service.engine.is_stalled = False
         assert [future.result().status_code for future in held] == [200, 200, 200]
     assert service.post("/v1/completions", {"prompt": "a"}).status_code == 200
+
+
+def test_ids_beyond_the_vocabulary_have_no_text(service: Service) -> None:
+    response = service.post("/detokenize", {"tokens": [5, 10**7]})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["param"] == "tokens"
+    assert "10000000 is outside the vocabulary" in error["message"]
