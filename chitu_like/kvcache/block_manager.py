@@ -23,13 +23,13 @@ class _Table:
         self.names: list[bytes] = []
         self.num_named = 0
 
-    def name_blocks(self, request: Request, count: int, size: int) -> list[bytes]:
-        """Names of the first `count` blocks; each is hashed once in the request's life."""
-        for index in range(len(self.names), count):
+    def name(self, request: Request, index: int, size: int) -> bytes:
+        """Name of a full block; each is hashed once in the request's life, when first asked for."""
+        for i in range(len(self.names), index + 1):
             parent = self.names[-1] if self.names else ROOT
-            tokens = request.known_tokens(index * size, (index + 1) * size)
+            tokens = request.known_tokens(i * size, (i + 1) * size)
             self.names.append(block_name(parent, tokens))
-        return self.names[:count]
+        return self.names[index]
 
 
 class BlockManager:
@@ -134,9 +134,9 @@ class BlockManager:
         count = num_tokens // self.block_size
         if count <= table.num_named:
             return
-        names = table.name_blocks(request, count, self.block_size)
         for index in range(table.num_named, count):
-            self._cache.insert(names[index], table.block_ids[index])
+            name = table.name(request, index, self.block_size)
+            self._cache.insert(name, table.block_ids[index])
         table.num_named = count
 
     def free(self, request: Request) -> None:
@@ -221,8 +221,9 @@ class BlockManager:
         if self._cache is None:
             return found
         count = (request.num_known_tokens - 1) // self.block_size
-        for name in self._table(request).name_blocks(request, count, self.block_size):
-            block_id = self._cache.find(name)
+        table = self._table(request)
+        for index in range(count):
+            block_id = self._cache.find(table.name(request, index, self.block_size))
             if block_id is None:
                 break
             found.append(block_id)

@@ -13,6 +13,7 @@ that is freed here may be given away at once: the batch that still reads it runs
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chitu_like.core.batch import ScheduledBatch
@@ -232,10 +233,15 @@ class Scheduler:
         for request in self._waiting[: self.limits.max_reqs]:  # more could not run at once
             if not _can_admit_now(request):
                 continue
-            while self._running and not self._has_room(request):
-                victim = self._running[-1]
-                if not self._ordering.outranks(request, victim, situation):
+            victims: list[Request] = []
+            while not self._has_room(request, victims):
+                if len(victims) == len(self._running):
                     return
+                victim = self._running[-1 - len(victims)]
+                if not self._ordering.outranks(request, victim, situation):
+                    return  # it would not fit beside the others, so nobody leaves
+                victims.append(victim)
+            for victim in victims:
                 self._preempt(victim, step)
 
     def _schedule_running(self, step: Step) -> None:
@@ -289,17 +295,18 @@ class Scheduler:
         step.add(request, num_tokens)
         self._name_blocks(request, request.num_computed + num_tokens)
 
-    def _has_room(self, request: Request) -> bool:
-        """Whether a slot and blocks for all its known tokens are free.
+    def _has_room(self, request: Request, leaving: Sequence[Request] = ()) -> bool:
+        """Whether a slot and blocks for all its known tokens are free once `leaving` have left.
 
         While others run, one block in a hundred stays free for their next tokens: admitting into
         the last blocks would preempt someone a step later.
         """
-        reserve = 1 + self.blocks.num_blocks // 100 if self._running else 0
+        reserve = 1 + self.blocks.num_blocks // 100 if len(self._running) > len(leaving) else 0
         num_host = self.blocks.num_host_blocks_of(request)
         needed = num_host + 1 if num_host else self.blocks.num_to_admit(request)
         needed = min(needed, self.blocks.num_blocks)
-        return bool(self._free_slots) and needed + reserve <= self.blocks.num_free
+        num_free = self.blocks.num_free + sum(len(self.blocks.block_ids(r)) for r in leaving)
+        return bool(self._free_slots or leaving) and needed + reserve <= num_free
 
     def _place(self, request: Request, step: Step) -> None:
         """Give a waiting request a slot and its blocks."""

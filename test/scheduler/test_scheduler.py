@@ -328,3 +328,18 @@ def test_adding_costs_the_same_however_many_wait():
     first = seconds_to_add(rig, 500)
     seconds_to_add(rig, 4000)
     assert seconds_to_add(rig, 500) < 5 * first + 0.01
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_nobody_is_preempted_in_vain(max_in_flight: int):
+    """Who still would not fit beside those it does not outrank takes nobody's place."""
+    rig = make_rig(
+        policy="request_preset", num_blocks=20, max_seq_len=80, max_in_flight=max_in_flight
+    )
+    rig.add("high", [1] * 40, max_tokens=12, priority=-5)
+    rig.add("low", [2] * 8, max_tokens=8, priority=5)
+    rig.step()
+    rig.add("middle", [3] * 40, max_tokens=8)
+    rig.run()
+    assert rig.scheduler.num_preemptions == 0
+    assert list(rig.ends) == ["low", "high", "middle"]
