@@ -124,6 +124,8 @@ def twin_of(name: str) -> tuple[ModelSpec, PreTrainedModel, dict[str, Tensor]]:
 @torch.inference_mode()
 def hf_logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:
     """Logits of every token, the whole sequence at once."""
+    # The dynamic rope of transformers remembers the longest text; a short one makes it forget.
+    model(torch.tensor([tokens[:1]]), use_cache=False)
     return model(torch.tensor([tokens]), use_cache=False).logits[0]
 
 
