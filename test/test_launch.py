@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from chitu_like.launch import LAST_WORDS_S, launch
+
+REPO = Path(__file__).resolve().parents[1]
 
 
 def of_two_ranks(rank: int) -> dict[str, str]:
@@ -33,3 +38,18 @@ def test_other_ranks_are_silent_and_do_not_end_before_rank_0_has_spoken(
     assert launch(["infer.nonsense=1"], of_two_ranks(1)) == 2
     assert capfd.readouterr() == ("", "")
     assert waited == [LAST_WORDS_S]
+
+
+@pytest.mark.parametrize("words", [["chitu_like"], ["chitu_like.cli", "serve"]])
+def test_help_is_shown_however_the_service_is_started(words: list[str]) -> None:
+    module, *command = words
+    done = subprocess.run(
+        [sys.executable, "-m", module, *command, "--help"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: chitu-like serve")
+    assert "KEY=VALUE" in done.stdout
