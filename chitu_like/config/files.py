@@ -63,9 +63,9 @@ def find_model_entry(name: str, folders: tuple[Path, ...]) -> str:
     if wanted in by_lower:
         return by_lower[wanted]
     close = difflib.get_close_matches(wanted, by_lower, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(by_lower[match] for match in close)}? " if close else ""
+    hint = f": did you mean {' or '.join(by_lower[match] for match in close)}?" if close else "."
     raise ConfigError(
-        f"models={name} is no entry of config/models/: {hint}For a folder of your own use "
+        f"models={name} is no entry in config/models{hint} For a folder of your own use "
         f"models=auto models.ckpt_dir=<folder>. Entries: {', '.join(entries)}"
     )
 

@@ -53,4 +53,8 @@ def _lines(rows: list[tuple[str, str, str]]) -> Iterator[str]:
 
 
 def _cut(value: str) -> str:
-    return value if len(value) <= VALUE_WIDTH else value[: VALUE_WIDTH - 3] + "..."
+    if len(value) <= VALUE_WIDTH:
+        return value
+    if value.startswith("/"):  # of a path the end tells more
+        return "..." + value[3 - VALUE_WIDTH :]
+    return value[: VALUE_WIDTH - 3] + "..."

@@ -199,14 +199,17 @@ def test_a_pool_too_small_is_said_so(overrides: list[str], num_blocks: int) -> N
 
 
 def test_the_printed_configuration_is_whole_and_masks_secrets() -> None:
-    done = settle(
-        resolved(CPU, "serve.api_keys=[sk-1,sk-2]", "serve.admin_api_key=sk-3", "log_dir=my/"), 3000
-    )
+    folder = "/models/" + "deep/" * 20 + "Qwen3"
+    own = ("serve.api_keys=[sk-1,sk-2]", "serve.admin_api_key=sk-3", "log_dir=my/")
+    done = settle(resolved(CPU, *own, f"models.tokenizer_path={folder}"), 3000)
     text = format_config(done)
     assert "sk-" not in text
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
     assert set(lines) == {"models", *known_keys()}
     assert lines["log_dir"] == ["my/", "set"]
+    shown, _ = lines["models.tokenizer_path"]
+    assert shown.startswith("...")
+    assert folder.endswith(shown.removeprefix("..."))
     assert lines["infer.block_size"][:2] == ["32", "auto:"]
     assert lines["serve.api_keys"] == ["***", "(2", "keys)", "set"]
     assert lines["serve.port"] == ["21002", "default"]

@@ -9,11 +9,17 @@ function headersFor(key) {
   return headers;
 }
 
+/** What to throw for a response that is no answer. */
+function refusal(status, body) {
+  if (status === 401) return new ServiceError("this service asks for an API key: put it under Settings");
+  return new ServiceError(body.error?.message ?? `the service answered with ${status}`);
+}
+
 /** Fetch JSON, or throw what the service says is wrong. */
 export async function getJson(path, key) {
   const response = await fetch(path, { headers: headersFor(key) });
   const body = await response.json();
-  if (!response.ok) throw new ServiceError(body.error?.message ?? `status ${response.status}`);
+  if (!response.ok) throw refusal(response.status, body);
   return body;
 }
 
@@ -30,8 +36,7 @@ export async function* streamChat(request, key, signal) {
     signal,
   });
   if (!response.ok) {
-    const body = await response.json().catch(() => ({}));
-    throw new ServiceError(body.error?.message ?? `the service answered with ${response.status}`);
+    throw refusal(response.status, await response.json().catch(() => ({})));
   }
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
