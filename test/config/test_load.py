@@ -85,7 +85,7 @@ def test_a_wrong_value_is_one_line(overrides: list[str], message: str | None) ->
 def test_an_unknown_model_names_the_nearest_and_all() -> None:
     message = fault("models=qwen3-0.6")
     assert message.startswith(
-        "models=qwen3-0.6 is no entry of config/models/: did you mean qwen3-0.6b"
+        "models=qwen3-0.6 is no entry in config/models: did you mean qwen3-0.6b"
     )
     assert "tiny-chat" in message
     assert "base" not in message
