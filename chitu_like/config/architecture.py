@@ -16,6 +16,9 @@ from chitu_like.core.errors import CheckpointError, ConfigError
 from chitu_like.core.model_spec import ModelSpec
 
 MAX_FILE_BYTES = 16 << 20
+# Newer and older names of one key. Transformers 5 also moved the last two into rope_parameters.
+SPELLINGS = (("dtype", "torch_dtype"), ("rope_parameters", "rope_scaling"), ("rope_type", "type"))
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
 
 
 def read_model_spec(models: ModelsConfig) -> ModelSpec:
@@ -48,7 +51,7 @@ def read_hf_config(models: ModelsConfig) -> dict[str, JsonValue]:
             f"models.ckpt_dir={models.ckpt_dir} holds no config.json, so models={models.name} "
             "cannot tell what it is: name the model, e.g. models=llama-3-8b"
         )
-    return _merge(base, models.hf_overrides)
+    return _merge(_respelled(base, models.hf_overrides), models.hf_overrides)
 
 
 def check_model_source(models: ModelsConfig) -> None:
@@ -102,6 +105,25 @@ def _check_same_type(models: ModelsConfig, found: Mapping[str, JsonValue]) -> No
             f"models={models.name} is of type {named} but models.ckpt_dir={models.ckpt_dir} holds "
             f"a model of type {held}: use models=auto or the right folder"
         )
+
+
+def _respelled(
+    base: Mapping[str, JsonValue], over: Mapping[str, JsonValue]
+) -> dict[str, JsonValue]:
+    """`base` with its keys under the names that `over` uses: else the newer name would win."""
+    found = dict(base)
+    for names in SPELLINGS:
+        for name, other in (names, names[::-1]):
+            if name in over and other not in over and other in found:
+                held = found.pop(other)
+                found[name] = held if found.get(name) is None else found[name]
+    for name in ("rope_parameters", "rope_scaling"):
+        rope, wanted = found.get(name), over.get(name)
+        if isinstance(rope, dict) and (name in over or not over.keys().isdisjoint(ROPE_KEYS)):
+            rope = _respelled(rope, wanted if isinstance(wanted, dict) else {})
+            lifted = {key: rope.pop(key) for key in ROPE_KEYS if key in rope}
+            found = {**found, **lifted, name: rope}
+    return found
 
 
 def _merge(base: Mapping[str, JsonValue], over: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

@@ -130,3 +130,44 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(CheckpointError, match="is not a folder"):
         read_hf_config(ModelsConfig(name="auto", ckpt_dir=str(file)))
+
+
+NEW = {"dtype": "float32", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+OLD = {"torch_dtype": "float32", "rope_scaling": None, "rope_theta": 5e5}
+YARN = "{rope_type:yarn,factor:4.0,original_max_position_embeddings:64}"
+
+
+@pytest.mark.parametrize("spelled", [NEW, OLD], ids=["new", "old"])
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rope_theta=1e6", (1e6, "default", "float32")),
+        ("rope_parameters.rope_theta=1e6", (1e6, "default", "float32")),
+        (f"rope_scaling={YARN}", (5e5, "yarn", "float32")),
+        (f"rope_scaling={YARN.replace('rope_type', 'type')}", (5e5, "yarn", "float32")),
+        (f"rope_parameters={YARN}", (5e5, "yarn", "float32")),
+        ("rope_scaling=null", (5e5, "default", "float32")),
+        ("torch_dtype=bfloat16", (5e5, "default", "bfloat16")),
+        ("dtype=bfloat16", (5e5, "default", "bfloat16")),
+    ],
+)
+def test_an_override_wins_in_whichever_spelling(
+    tmp_path: Path,
+    spelled: dict[str, object],
+    override: str,
+    expected: tuple[float, str, str],
+) -> None:
+    shape = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(shape | spelled))
+    chosen = models("models=auto", f"models.ckpt_dir={tmp_path}", f"models.hf_overrides.{override}")
+    spec = read_model_spec(chosen)
+    assert spec.rope is not None
+    assert (spec.rope.theta, spec.rope.kind, spec.dtype) == expected
