@@ -11,7 +11,7 @@ from collections import deque
 from hashlib import blake2b
 
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch, SlotRow
-from chitu_like.core.output import StepOutput
+from chitu_like.core.output import StepOutput, TokenLogprobs
 
 VOCAB_SIZE = 1000
 
@@ -79,7 +79,21 @@ class FakeExecutor:
             if batch.samples[index]:
                 self._last[slot] = next_token(seen[-1])
                 sampled.append(self._last[slot])
-        self._outputs.append(StepOutput(batch.step_id, sampled))
+        self._outputs.append(
+            StepOutput(batch.step_id, sampled, prompt_logprobs=self._prompt_logprobs(batch))
+        )
+
+    def _prompt_logprobs(self, batch: ScheduledBatch) -> list[tuple[int, list[TokenLogprobs]]]:
+        """Each prompt position says where it stands instead of a log-probability."""
+        found = []
+        for index, slot in enumerate(batch.slots):
+            row, start = self._rows[slot], batch.num_computed[index] + 1
+            successors = row.history[: row.prompt_len][start : start + batch.num_tokens[index]]
+            if row.sampling.num_prompt_logprobs >= 0 and successors:
+                found.append(
+                    (index, [TokenLogprobs(t, start + i, 1, []) for i, t in enumerate(successors)])
+                )
+        return found
 
     def _token(self, slot: int, position: int) -> int:
         block = self._tables[slot][position // self.block_size]

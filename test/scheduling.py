@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fake_executor import VOCAB_SIZE, FakeExecutor
 
-from chitu_like.core.output import FinishReason
+from chitu_like.core.output import FinishReason, TokenLogprobs
 from chitu_like.core.request import Request
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine.engine import Engine
@@ -28,6 +28,7 @@ class Rig:
     tokens: dict[str, list[int]] = field(default_factory=dict)
     ends: dict[str, list[FinishReason]] = field(default_factory=dict)
     errors: dict[str, str | None] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
 
     def add(
         self,
@@ -45,6 +46,7 @@ class Rig:
     def step(self) -> None:
         for delta in self.engine.step():
             self.tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+            self.prompt_logprobs.setdefault(delta.request_id, []).extend(delta.prompt_logprobs)
             if delta.finish_reason is not None:
                 self.ends.setdefault(delta.request_id, []).append(delta.finish_reason)
                 self.errors[delta.request_id] = delta.error

@@ -302,8 +302,12 @@ class Scheduler:
         the last blocks would preempt someone a step later.
         """
         reserve = 1 + self.blocks.num_blocks // 100 if len(self._running) > len(leaving) else 0
-        num_host = self.blocks.num_host_blocks_of(request)
-        needed = num_host + 1 if num_host else self.blocks.num_to_admit(request)
+        if num_host := self.blocks.num_host_blocks_of(request):
+            needed = num_host + 1
+        elif _takes_shared_blocks(request):
+            needed = self.blocks.num_to_admit(request)
+        else:
+            needed = self.blocks.blocks_for(request.num_known_tokens)
         needed = min(needed, self.blocks.num_blocks)
         num_free = self.blocks.num_free + sum(len(self.blocks.block_ids(r)) for r in leaving)
         return bool(self._free_slots or leaving) and needed + reserve <= num_free
@@ -313,10 +317,10 @@ class Scheduler:
         self._remove_waiting(request)
         if self.blocks.num_host_blocks_of(request):
             step.swap_in += self.blocks.swap_in(request)
-        elif request.params.prompt_logprobs is not None:
-            request.num_computed = 0  # every prompt position must pass through the model
-        else:
+        elif _takes_shared_blocks(request):
             request.num_computed = self.blocks.attach_prefix(request)
+        else:
+            request.num_computed = 0
         if not self.blocks.extend(request, request.num_known_tokens):
             raise RuntimeError(f"{request.request_id} was admitted without room for its tokens")
         if request.state is RequestState.WAITING:
@@ -480,6 +484,11 @@ def _is_ready(request: Request) -> bool:
         and num_output < request.max_output_tokens
         and request.num_uncomputed > 0
     )
+
+
+def _takes_shared_blocks(request: Request) -> bool:
+    """Whether a cached prefix spares it work: not where every prompt position must be computed."""
+    return request.params.prompt_logprobs is None
 
 
 def _can_admit_now(request: Request) -> bool:

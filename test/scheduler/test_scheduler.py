@@ -251,18 +251,26 @@ def test_random_histories_answer_every_request_once_with_its_own_tokens(seed: in
         starvation_s=rng.choice([5.0, 1e9]),
     )
     prompts: dict[str, list[int]] = {}
-    lengths: dict[str, int] = {}
+    expected: dict[str, list[int]] = {}
+    wants: dict[str, int | None] = {}
     aborted: set[str] = set()
     for step in range(120):
         if rng.random() < 0.4 and len(prompts) < 30:
             name = f"r{step}"
             length = rng.randint(1, rig.engine.info.max_seq_len // 2)
             prompts[name] = [rng.randrange(3) for _ in range(length)]
-            lengths[name] = rng.randint(1, rig.engine.info.max_seq_len // 2)
+            num_tokens = rng.randint(1, rig.engine.info.max_seq_len // 2)
+            expected[name] = expected_output(prompts[name], num_tokens)
+            eos = rng.choice(expected[name]) if rng.random() < 0.5 else None
+            if eos is not None:
+                expected[name] = expected[name][: expected[name].index(eos) + 1]
+            wants[name] = rng.choice([None, None, 0])
             rig.add(
                 name,
                 prompts[name],
-                max_tokens=lengths[name],
+                max_tokens=num_tokens,
+                eos=[] if eos is None else [eos],
+                prompt_logprobs=wants[name],
                 priority=rng.randint(-3, 3),
                 timeout_s=rng.choice([None, 5.0, 50.0]),
             )
@@ -274,13 +282,16 @@ def test_random_histories_answer_every_request_once_with_its_own_tokens(seed: in
         rig.step()
     rig.run(20000)
     for name, prompt in prompts.items():
+        tokens = rig.tokens.get(name, [])
         if name in aborted:
             assert name not in rig.ends
-            expected = expected_output(prompt, len(rig.tokens.get(name, [])))
-            assert rig.tokens.get(name, []) == expected
-        else:
-            assert rig.tokens[name] == expected_output(prompt, lengths[name]), (name, policy)
-            assert rig.ends[name] == [FinishReason.LENGTH]
+            assert tokens == expected[name][: len(tokens)]
+            continue
+        assert tokens == expected[name], (name, policy)
+        assert len(rig.ends[name]) == 1
+        entries = [] if wants[name] is None else list(enumerate(prompt))[1:]
+        found = [(entry.logprob, entry.token_id) for entry in rig.prompt_logprobs[name]]
+        assert found == entries, (name, policy)
     assert rig.blocks.num_free == num_blocks
     assert rig.scheduler.num_running == rig.scheduler.num_waiting == 0
 
@@ -343,3 +354,14 @@ def test_nobody_is_preempted_in_vain(max_in_flight: int):
     rig.run()
     assert rig.scheduler.num_preemptions == 0
     assert list(rig.ends) == ["low", "high", "middle"]
+
+
+def test_prompt_logprobs_are_admitted_by_the_blocks_they_take():
+    """They recompute a cached prefix, in blocks of their own: counting it as shared broke the engine."""
+    rig = make_rig(num_blocks=16, max_seq_len=60)
+    prompt = list(range(32))
+    rig.add("a", prompt, max_tokens=6)
+    rig.step()
+    rig.add("b", prompt, prompt_logprobs=0)
+    rig.run()
+    assert rig.tokens["b"] == expected_output(prompt, 4)
