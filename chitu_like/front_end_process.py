@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 import msgspec
@@ -54,8 +52,9 @@ class FrontEndProcess:
 
     def __init__(self, config: ServeConfig, files: ModelFiles, started: str) -> None:
         """Start it and wait until it listens."""
-        self._folder = Path(tempfile.mkdtemp(prefix="chitu-like-"))  # mode 0700: ours alone
-        self.engine_address = f"ipc://{self._folder}/engine-0"
+        # Mode 0700: ours alone. Whoever ends last removes it, here or in the front end.
+        self._folder = tempfile.TemporaryDirectory(prefix="chitu-like-", ignore_cleanup_errors=True)
+        self.engine_address = f"ipc://{self._folder.name}/engine-0"
         self.secret = secrets.token_hex(32)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "chitu_like.server"],
@@ -63,7 +62,8 @@ class FrontEndProcess:
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the leader, even while this one still imports
         )
-        self._is_ending = False
+        self._is_draining = False
+        self._is_ended = threading.Event()
         try:
             self._write(self._config_line(config, files, started))
             self.url = self._wait_listening()
@@ -73,23 +73,33 @@ class FrontEndProcess:
 
     def drain(self) -> None:
         """Refuse new requests, finish the open ones, then stop the engine and exit."""
-        self._is_ending = True
+        self._is_draining = True
         self._write(b'{"command":"drain"}\n')
 
     def when_ended(self, call: Callable[[int, str], None]) -> None:
-        """Call `call(exit code, reason)` from a thread when the process has failed."""
+        """Call `call(exit code, reason)` from a thread when the process is gone before `end`.
+
+        Code 0 says that it has drained. Then the engine was told to stop, so it is given
+        END_TIMEOUT_S to do so: it has not heard where it was still loading.
+        """
 
         def watch() -> None:
-            last = self._read_event()  # it speaks again only to say why it cannot go on
+            reason = ""
+            while (event := self._read_event()) is not None:
+                reason = event.message  # it speaks again only to say why it cannot go on
             code = self._process.wait()
-            if not self._is_ending and code != 0:  # 0: an administrator had it drained
-                call(code, last.message if last else f"the front end ended with code {code}")
+            if code == 0:
+                self._is_ended.wait(END_TIMEOUT_S)
+            if not self._is_ended.is_set():
+                self.remove_folder()
+                call(code, reason or f"the front end ended with code {code}")
 
         threading.Thread(target=watch, name="front-end-watch", daemon=True).start()
 
     def end(self) -> int:
         """Have it drain, wait for its goodbye, and remove what it left; its exit code."""
-        if not self._is_ending:
+        self._is_ended.set()
+        if not self._is_draining:
             self.drain()
         if self._process.stdin is not None:
             try:
@@ -97,12 +107,16 @@ class FrontEndProcess:
             except BrokenPipeError:
                 logger.info("the front end was gone before it was told to end")
         try:
-            code = self._process.wait(END_TIMEOUT_S)
+            return self._process.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            code = self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        return code
+            return self._process.wait()
+        finally:
+            self.remove_folder()
+
+    def remove_folder(self) -> None:
+        """Remove what it left, where `end` will not be called. May be called twice."""
+        self._folder.cleanup()
 
     def __enter__(self) -> FrontEndProcess:
         """Use as a context."""
@@ -143,6 +157,7 @@ class FrontEndProcess:
             request_timeout_s=serve.request_timeout_s,
             stall_timeout_s=serve.stall_timeout_s,
             leader_pid=os.getpid(),
+            run_dir=self._folder.name,
             log_dir=config.log_dir,
             started=started,
             **bounds,  # type: ignore[arg-type]
@@ -165,8 +180,11 @@ class FrontEndProcess:
         """The next line it writes; None when it has ended."""
         if self._process.stdout is None:
             raise RuntimeError("the front end was started without a pipe")
-        line = self._process.stdout.readline()
-        return msgspec.json.decode(line, type=_Event) if line else None
+        for line in self._process.stdout:
+            if line.startswith(b'{"event":'):
+                return msgspec.json.decode(line, type=_Event)
+            logger.warning("the front end printed %r", line)  # a package that talks
+        return None
 
     def _write(self, line: bytes) -> None:
         if self._process.stdin is None:
@@ -174,5 +192,5 @@ class FrontEndProcess:
         try:
             self._process.stdin.write(line)
             self._process.stdin.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # ValueError: a signal came behind `end`
             logger.info("the front end has closed its input")

@@ -21,7 +21,7 @@ from chitu_like.config.load import load_config
 from chitu_like.config.report import format_config
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import secrets_of
-from chitu_like.core.errors import ChituError, ConfigError
+from chitu_like.core.errors import ChituError, ConfigError, PeerError
 from chitu_like.core.logging import configure_logging, start_time
 from chitu_like.engine.endpoint import EngineEndpoint, serve
 from chitu_like.front_end_process import FrontEndProcess
@@ -60,6 +60,9 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
             rank=rank, log_dir=config.log_dir, started=started, secrets=secrets_of(config)
         )
         return _lead(config, files, started)
+    except PeerError as error:
+        logger.error("%s", error)
+        return FAILED
     except ChituError as error:
         if rank == 0:
             print(f"chitu_like: {error}", file=sys.stderr)
@@ -109,6 +112,9 @@ def _lead(config: ServeConfig, files: ModelFiles, started: str) -> int:
             )
             try:
                 serve(loaded.engine, endpoint)
+            except Exception:  # logged before the front end, which has heard of it, is gone
+                logger.exception("the engine failed")
+                return FAILED
             finally:
                 loaded.engine.shutdown()
     logger.info("drained")
@@ -128,6 +134,7 @@ def _drain_on_signals(front_end: FrontEndProcess) -> None:
         front_end.drain()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        front_end.remove_folder()
         os._exit(INTERRUPTED)  # the front end sees its input end and says goodbye
 
     signal.signal(signal.SIGTERM, drain)
@@ -138,7 +145,7 @@ def _exit_with_front_end(code: int, reason: str) -> None:
     """Called from a thread: without a front end there is nobody to serve."""
     if code == USER_MISTAKE:
         print(f"chitu_like: {reason}", file=sys.stderr)
-    else:
+    elif code != DONE:
         logger.error("%s: stopping", reason)
     logging.shutdown()
-    os._exit(USER_MISTAKE if code == USER_MISTAKE else FAILED)
+    os._exit(code if code in (DONE, USER_MISTAKE) else FAILED)

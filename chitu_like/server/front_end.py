@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import resource
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -113,6 +114,8 @@ class FrontEnd:
             await asyncio.wait({serving}, timeout=2 * CLOSE_S)
             for engine in self._engines:
                 engine.close()
+            if self._config.run_dir is not None:
+                shutil.rmtree(self._config.run_dir, ignore_errors=True)
 
     async def _work(self, serving: asyncio.Future[None]) -> int:
         """Everything that goes on beside HTTP, until one part of it ends the service."""

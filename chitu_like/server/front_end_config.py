@@ -28,6 +28,7 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         keep_alive_s: silence after which a stream gets a comment.
         max_queued_requests, max_queued_tokens: admission bounds of each instance.
         leader_pid: rank 0; ended when it stalls. None: nobody to watch or to end.
+        run_dir: removed at the end: a leader that was killed cannot. None: nothing.
         log_dir, started: where the log file goes, see configure_logging; None: stderr alone.
     """
 
@@ -50,6 +51,7 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_queued_requests: int = 4096
     max_queued_tokens: int = 1 << 22
     leader_pid: int | None = None
+    run_dir: str | None = None
     log_dir: str | None = None
     started: str | None = None
 

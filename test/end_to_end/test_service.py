@@ -305,6 +305,21 @@ def test_a_dead_front_end_ends_the_engine(own: list[Server], tmp_path: Path):
     assert server.process.wait(30) == 1
 
 
+@pytest.mark.slow
+def test_a_front_end_that_dies_while_it_drains_ends_the_engine(own: list[Server], tmp_path: Path):
+    server = Server(tmp_path)
+    own.append(server)
+    server.wait_ready()
+    lines = long_stream(server)
+    next(lines)
+    front_end = next(p for p in server.family() if "chitu_like.server" in p.cmdline())
+    front_end.suspend()
+    server.leader().send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    front_end.kill()
+    assert server.process.wait(30) == 1
+
+
 @pytest.mark.parametrize(
     ("key", "says"),
     [
