@@ -4,8 +4,9 @@ A checkpoint's config.json is the source; without one, the entry of config/model
 params.json of Meta's original/ layout; what models.hf_overrides says wins over all.
 """
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from chitu_like.config.schema import ModelsConfig
@@ -24,10 +25,38 @@ ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
 def read_model_spec(models: ModelsConfig) -> ModelSpec:
     """The shape of the chosen model.
 
-    Raises: as `read_hf_config`, and CheckpointError or UnsupportedError for what it says.
+    Raises: as `read_hf_config`; CheckpointError or UnsupportedError for what it says; ConfigError
+        for an override that changes nothing.
     """
     source = models.name if models.ckpt_dir is None else f"{models.ckpt_dir}/config.json"
-    return ModelSpec.from_hf_config(read_hf_config(models), source)
+    config = _Noted(read_hf_config(models))
+    spec = ModelSpec.from_hf_config(config, source)
+    for name in models.hf_overrides:
+        if name not in config.asked_for:
+            close = difflib.get_close_matches(name, config.asked_for, n=1)
+            hint = f"did you mean {close[0]}?" if close else "leave it out"
+            raise ConfigError(
+                f"models.hf_overrides.{name} changes nothing for {spec.architecture}: {hint}"
+            )
+    return spec
+
+
+class _Noted(Mapping[str, JsonValue]):
+    """A config that notes which keys are asked for, there or not."""
+
+    def __init__(self, values: Mapping[str, JsonValue]) -> None:
+        self._values = values
+        self.asked_for: set[str] = set()
+
+    def __getitem__(self, name: str) -> JsonValue:
+        self.asked_for.add(name)
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def read_hf_config(models: ModelsConfig) -> dict[str, JsonValue]:

@@ -171,3 +171,13 @@ def test_an_override_wins_in_whichever_spelling(
     spec = read_model_spec(chosen)
     assert spec.rope is not None
     assert (spec.rope.theta, spec.rope.kind, spec.dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [("sliding_windw=8", "did you mean sliding_window"), ("nonsense=1", "leave it out")],
+)
+def test_an_override_that_changes_nothing_is_refused(override: str, hint: str) -> None:
+    keys = ("models=mistral-7b", "models.load_format=dummy", f"models.hf_overrides.{override}")
+    with pytest.raises(ConfigError, match=rf"hf_overrides\.\w+ changes nothing.*{hint}"):
+        read_model_spec(models(*keys))
