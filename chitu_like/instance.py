@@ -90,7 +90,7 @@ def load_engine(
     set_thread_count()
     ordering = Ordering(config.scheduler.type)
     resolved = resolve(config, device_facts(config.infer.device), files.spec)
-    runner = ModelRunner.build(_runner_options(resolved, files.spec))
+    runner = ModelRunner.build(runner_options(resolved, files.spec))
     report = runner.load(
         config.models.ckpt_dir,
         load_format=config.models.load_format,
@@ -141,7 +141,7 @@ def load_engine(
     )
 
 
-def _runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
+def runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
     """What the runner is built with; slots and lengths are bounds until the pool is planned."""
     return RunnerOptions(
         spec=spec,

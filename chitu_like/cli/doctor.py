@@ -54,9 +54,10 @@ def _load(overrides: Sequence[str]) -> ServeConfig:
 def _examine(config: ServeConfig, console: Console) -> int:
     # Here and not above: torch takes seconds, and `--help` needs none of it.
     from chitu_like.cli.checkup import check_up
-    from chitu_like.cli.fit import fit_memory, runner_options
+    from chitu_like.cli.fit import fit_memory
     from chitu_like.cli.machine import describe_machine, describe_packages
     from chitu_like.config.resolve import resolve
+    from chitu_like.instance import runner_options
     from chitu_like.model_files import read_model_files
     from chitu_like.startup_report import memory_table
     from chitu_like.worker.device import device_facts

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from chitu_like.config.device_facts import DeviceFacts
 from chitu_like.config.resolved import ResolvedConfig
-from chitu_like.config.settle import most_reqs, settle
+from chitu_like.config.settle import settle
 from chitu_like.core.errors import CapacityError
 from chitu_like.core.model_spec import ModelSpec
+from chitu_like.instance import runner_options
 from chitu_like.worker.memory import (
     MemoryPlan,
     cpu_kv_limit,
     estimate_activation_bytes,
     plan_blocks,
 )
-from chitu_like.worker.options import RunnerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +36,6 @@ class Fit:
     def num_host_blocks(self) -> int:
         """KV blocks that the swap space would hold."""
         return self.resolved.swap_space_bytes // self.memory.bytes_per_block
-
-
-def runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
-    """What the model runner would be built with."""
-    return RunnerOptions(
-        spec=spec,
-        dtype=resolved.dtype,
-        device=resolved.device,
-        max_seq_len=resolved.max_seq_len,
-        attn_type=resolved.attn_type,
-        block_size=resolved.block_size,
-        max_num_batched_tokens=resolved.max_num_batched_tokens,
-        max_reqs=most_reqs(resolved),
-    )
 
 
 def fit_memory(resolved: ResolvedConfig, spec: ModelSpec, facts: DeviceFacts) -> Fit:

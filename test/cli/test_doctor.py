@@ -9,10 +9,11 @@ import pytest
 
 from chitu_like.cli import main
 from chitu_like.cli.checkup import check_up
-from chitu_like.cli.fit import fit_memory, runner_options
+from chitu_like.cli.fit import fit_memory
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.load import load_config
 from chitu_like.config.resolve import resolve
+from chitu_like.instance import runner_options
 from chitu_like.model_files import read_model_files
 from chitu_like.worker import device
 
