@@ -115,6 +115,8 @@ class BlockManager:
     def extend(self, request: Request, num_tokens: int) -> bool:
         """Give the request room for `num_tokens` tokens in all; False where blocks lack."""
         missing = self.num_missing(request, num_tokens)
+        if not missing:
+            return True
         if missing > self.num_free:
             return False
         table = self._table(request)

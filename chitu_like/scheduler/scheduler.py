@@ -168,7 +168,8 @@ class Scheduler:
             self._promote_starved(now_s)
         self._running.sort(key=lambda request: self._ordering.rank(request, situation))
         self._sort_waiting(situation)
-        num_decodes = sum(r.num_uncomputed == 1 for r in self._running if _is_ready(r))
+        ready = [request for request in self._running if _is_ready(request)]
+        num_decodes = sum(request.num_uncomputed == 1 for request in ready)
         budget = self.limits.max_num_batched_tokens
         step = Step(
             is_tight=num_decodes >= budget,
@@ -178,7 +179,7 @@ class Scheduler:
         )
         if self._ordering.is_preemptive:
             self._preempt_outranked(step, situation)
-        self._schedule_running(step)
+        self._schedule_running(ready, step)
         if not step.is_short_of_blocks:
             self._admit_waiting(step)
         if not step.chunks and not step.swap_out and not step.swap_in:
@@ -244,10 +245,10 @@ class Scheduler:
             for victim in victims:
                 self._preempt(victim, step)
 
-    def _schedule_running(self, step: Step) -> None:
-        for request in list(self._running):
-            if request.state is not RequestState.RUNNING or not _is_ready(request):
-                continue
+    def _schedule_running(self, ready: list[Request], step: Step) -> None:
+        for request in ready:
+            if request.state is not RequestState.RUNNING:
+                continue  # preempted meanwhile
             num_tokens = step.num_tokens_for(request)
             if num_tokens and self._make_room(request, request.num_computed + num_tokens, step):
                 step.num_decodes_left -= request.num_uncomputed == 1
