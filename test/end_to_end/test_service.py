@@ -342,3 +342,29 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, key: str, says: s
     assert len(done.stderr.strip().splitlines()) == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_said_at_start_and_of_a_request_and_what_is_not(tmp_path: Path):
+    keys = ("serve.api_keys=[sk-hush]", "infer.stop_with_eos=False", "serve.model_name=mine")
+    server = Server(tmp_path, *keys).wait_ready()
+    try:
+        client = server.client().with_options(api_key="sk-hush")
+        answer = client.chat.completions.create(
+            model="mine", messages=QUESTION, max_tokens=150, temperature=0
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 150  # the answer itself is shorter
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+    said = "".join(server.output)
+    for part in ("infer.num_blocks", "auto: ", "weights", "KV cache", "requests of", "tp 1 x pp 1"):
+        assert part in said, part
+    assert f"ready: open {server.url}/" in said
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert sorted(path.name for path in folder.iterdir()) == ["http.log", "rank0.log"]
+    (line,) = (s for s in (folder / "http.log").read_text().splitlines() if answer.id in s)
+    for part in ("length:", "prompt=", "output=150", "queue_ms=", "prefill_ms=", "decode_ms="):
+        assert part in line, part
+    logs = "".join(path.read_text() for path in folder.iterdir())
+    assert "sk-hush" not in said + logs
