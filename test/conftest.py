@@ -9,6 +9,8 @@ import pytest
 
 # Before anything imports torch or transformers. Children of a test inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
+# OpenMP's threads else spin for milliseconds at every barrier where another process has their core.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs a download is wrong
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
