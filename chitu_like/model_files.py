@@ -84,6 +84,11 @@ def _tokenizer_dir(config: ServeConfig) -> Path | None:
         return None
     if not Path(folder).is_dir():
         raise CheckpointError(f"models.tokenizer_path={folder} is no folder")
+    if not _has_tokenizer(Path(folder)):
+        raise CheckpointError(
+            f"{folder} has no tokenizer: need tokenizer.json, vocab.json with merges.txt, or "
+            "tokenizer.model (models.tokenizer_path)"
+        )
     return Path(folder)
 
 

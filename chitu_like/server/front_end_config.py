@@ -21,7 +21,7 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         chat_template: Jinja text that replaces the tokenizer's own.
         eos_token_ids: end-of-text tokens; empty: the tokenizer's.
         sampling_defaults: fields of SamplingParams from the model's generation_config.
-        ignore_eos: go on after end-of-text wherever a request says nothing of it.
+        ignore_eos: no request ends at end-of-text (infer.stop_with_eos=false).
         drain_timeout_s: time that open requests have after the order to drain.
         request_timeout_s: deadline of a request; None: none.
         stall_timeout_s: open requests and no step for this long: give up.

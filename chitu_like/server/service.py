@@ -51,8 +51,6 @@ class Service:
         self.metrics = metrics
         self.model_name = config.model_name
         self.sampling_defaults: dict[str, float | bool] = {**config.sampling_defaults}
-        if config.ignore_eos:
-            self.sampling_defaults["ignore_eos"] = True
         self.stall_timeout_s = config.stall_timeout_s
         self.started_s = int(time.time())
         self._config = config
@@ -86,7 +84,9 @@ class Service:
 
     @property
     def eos_token_ids(self) -> Sequence[int]:
-        """End-of-text tokens: the leader's word, else the tokenizer's."""
+        """End-of-text tokens: none where they are ignored, the leader's word, else the tokenizer's."""
+        if self._config.ignore_eos:
+            return ()
         tokenizer = self.prompts.tokenizer
         own = () if tokenizer is None else tokenizer.eos_token_ids
         return self._config.eos_token_ids or own
