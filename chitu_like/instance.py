@@ -87,10 +87,11 @@ def load_engine(
     Raises:
         ChituError: the checkpoint is not this model's, or something does not fit.
     """
-    set_thread_count()
     ordering = Ordering(config.scheduler.type)
     resolved = resolve(config, device_facts(config.infer.device), files.spec)
-    runner = ModelRunner.build(runner_options(resolved, files.spec))
+    options = runner_options(resolved, files.spec)
+    set_thread_count(weight_bytes=files.spec.num_parameters() * options.torch_dtype.itemsize)
+    runner = ModelRunner.build(options)
     report = runner.load(
         config.models.ckpt_dir,
         load_format=config.models.load_format,

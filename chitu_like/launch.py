@@ -26,6 +26,7 @@ from chitu_like.core.logging import configure_logging, start_time
 from chitu_like.engine.endpoint import EngineEndpoint, serve
 from chitu_like.front_end_process import FrontEndProcess
 from chitu_like.model_files import ModelFiles, read_model_files
+from chitu_like.openmp import wait_without_spinning
 from chitu_like.scheduler.policy import Ordering
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
     Returns: the exit code: 0 drained, 1 something broke, 2 the user's mistake (one line on stderr
         says which, rank 0 only).
     """
+    wait_without_spinning()
     rank = int(environ.get("RANK", "0"))
     try:
         config = load_config(overrides, environ=environ)

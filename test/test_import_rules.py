@@ -60,6 +60,7 @@ ROOF = {
     "launch",
     "llm",
     "model_files",
+    "openmp",
     "startup_report",
 }
 

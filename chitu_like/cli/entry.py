@@ -12,6 +12,7 @@ from typing import cast
 from chitu_like import __version__
 from chitu_like.cli.command_line import DONE, CommandModule, run_reporting
 from chitu_like.core.errors import ConfigError
+from chitu_like.openmp import wait_without_spinning
 
 PROG = "chitu-like"
 
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns: 0 done, 2 the user's mistake (one line on stderr says which), 130 interrupted, 1 else.
     """
+    wait_without_spinning()
     words = list(sys.argv[1:] if arguments is None else arguments)
     return run_reporting(PROG, lambda: _dispatch(words))
 

@@ -15,6 +15,9 @@ from chitu_like.config.schema import DeviceType
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+BYTES_PER_THREAD = 128 << 20
+"""Weights that pay for one more thread. Measured on two cores: the 11 MiB of tiny-chat take 3.3 ms a
+step on one thread and 7.4 ms on two, the 1 GB of Qwen2.5-0.5B gain. In between it is a guess."""
 _CGROUP_MEMORY = (
     ("memory.max", "memory.current", "memory.stat"),  # version 2
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
@@ -44,7 +47,7 @@ def device_facts(device: DeviceType | Literal["auto"], index: int = 0) -> Device
     )
 
 
-def set_thread_count(local_world_size: int = 1) -> int:
+def set_thread_count(local_world_size: int = 1, *, weight_bytes: int | None = None) -> int:
     """Give this rank its share of the cores; torchrun would leave it one (OMP_NUM_THREADS=1).
 
     Call it before the first torch operation. A number of our own counts the cores this process may
@@ -52,9 +55,13 @@ def set_thread_count(local_world_size: int = 1) -> int:
 
     Args:
         local_world_size: ranks on this node.
+        weight_bytes: of a model that is computed on these cores: a small one is done before a
+            second thread has woken up. None: all cores are of use.
     Returns: the threads torch now uses.
     """
     num_threads = max(1, count_cores() // local_world_size)
+    if weight_bytes is not None:
+        num_threads = min(num_threads, 1 + weight_bytes // BYTES_PER_THREAD)
     torch.set_num_threads(num_threads)
     return num_threads
 

@@ -83,6 +83,8 @@ def test_threads_are_shared_by_the_ranks_of_a_node() -> None:
     try:
         assert device.set_thread_count() == device.count_cores() == torch.get_num_threads()
         assert device.set_thread_count(10**6) == 1
+        assert device.set_thread_count(weight_bytes=11 << 20) == 1
+        assert device.set_thread_count(weight_bytes=1 << 40) == device.count_cores()
     finally:
         torch.set_num_threads(before)
 
