@@ -70,6 +70,7 @@ def test_a_killed_front_end_is_noticed_also_while_it_drains(
     assert not folder_of(front_end).exists()
 
 
+@pytest.mark.slow
 def test_a_drain_while_the_model_loads_ends_the_leader_too(
     front_end: FrontEndProcess, ends: queue.Queue[tuple[int, str]]
 ) -> None:

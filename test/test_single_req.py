@@ -31,6 +31,7 @@ def test_it_answers_its_own_questions() -> None:
     assert "4 requests, " in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["python", "torchrun"])
 def test_lengths_are_exact(launcher: tuple[str, ...]) -> None:
     lengths = ("request.prompt_tokens_len=20", "request.max_new_tokens=9")
@@ -40,6 +41,7 @@ def test_lengths_are_exact(launcher: tuple[str, ...]) -> None:
     assert "4 requests, 36 output tokens" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["request.max_new_tokns=3"], [*TINY, "request.prompt_tokens_len=100000"]]
 )

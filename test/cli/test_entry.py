@@ -48,6 +48,7 @@ def test_every_help_shows_usage_and_examples(
     assert "examples:" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["serving", "offline", "cpu_transformers"])
 def test_the_scripts_are_the_commands(script: str) -> None:
     done = subprocess.run(

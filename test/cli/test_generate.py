@@ -187,6 +187,7 @@ def interruptible(folder: Path) -> tuple[Path, Path, list[str]]:
     return source, target, words
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_every_answer_in_order_and_resume_does_the_rest(tmp_path: Path) -> None:
     _, target, words = interruptible(tmp_path)
     process = start(*words)

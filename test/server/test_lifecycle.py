@@ -237,6 +237,7 @@ def test_every_client_hears_of_a_failure_and_the_process_ends(start: Start, caus
     assert time.monotonic() - began_s < 3
 
 
+@pytest.mark.slow
 def test_a_stalled_leader_is_told_to_dump_then_killed(start: Start) -> None:
     """The leader here is a process that notes SIGUSR1 and would live for ever."""
     code = (
