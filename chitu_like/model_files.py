@@ -12,6 +12,7 @@ from chitu_like.core.errors import CheckpointError
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.server.chat_template import ChatTemplate
 from chitu_like.server.tokenizer import Tokenizer
+from chitu_like.server.tokenizer_files import find_tokenizer_files, require_tokenizer_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +81,9 @@ def _tokenizer_dir(config: ServeConfig) -> Path | None:
     models = config.models
     folder = models.tokenizer_dir
     is_made_up = models.load_format != "auto" and models.tokenizer_path is None
-    if folder is None or (is_made_up and not _has_tokenizer(Path(folder))):
+    if folder is None or (is_made_up and find_tokenizer_files(Path(folder)) is None):
         return None
     if not Path(folder).is_dir():
         raise CheckpointError(f"models.tokenizer_path={folder} is no folder")
-    if not _has_tokenizer(Path(folder)):
-        raise CheckpointError(
-            f"{folder} has no tokenizer: need tokenizer.json, vocab.json with merges.txt, or "
-            "tokenizer.model (models.tokenizer_path)"
-        )
+    require_tokenizer_files(Path(folder))
     return Path(folder)
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "original/tokenizer.model")
-    return any((folder / name).is_file() for name in names)

@@ -13,7 +13,8 @@ from chitu_like.core.errors import CheckpointError, RequestError
 from chitu_like.server.converted_tokenizer import ConvertedTokenizer
 from chitu_like.server.spelling import SentencePieceSpelling, spelling_of
 from chitu_like.server.tokenizer_config import TokenizerConfig, read_text
-from chitu_like.server.tokenizer_convert import convert_folder
+from chitu_like.server.tokenizer_convert import convert
+from chitu_like.server.tokenizer_files import require_tokenizer_files
 
 
 class Tokenizer:
@@ -70,8 +71,9 @@ class Tokenizer:
             UnsupportedError: the tokenizer is of a kind we cannot read.
         """
         config = TokenizerConfig.load(folder)
-        path = folder / "tokenizer.json"
-        if path.is_file():
+        files = require_tokenizer_files(folder)
+        path = files[0]
+        if path.name == "tokenizer.json":
             try:
                 backend = tokenizers.Tokenizer.from_str(read_text(path))
             except CheckpointError:
@@ -81,13 +83,7 @@ class Tokenizer:
             # As in transformers 5: the template inside tokenizer.json is the truth about BOS and EOS.
             config = msgspec.structs.replace(config, add_bos_token=None, add_eos_token=None)
             return cls(ConvertedTokenizer(backend=backend), config)
-        converted = convert_folder(folder, config)
-        if converted is None:
-            raise CheckpointError(
-                f"{folder} has no tokenizer: need tokenizer.json, vocab.json with merges.txt, or "
-                "tokenizer.model (models.tokenizer_path)"
-            )
-        return cls(converted, config)
+        return cls(convert(files, config), config)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens spelled out in the text become their ids.

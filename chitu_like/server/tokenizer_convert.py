@@ -27,18 +27,15 @@ from chitu_like.server.tokenizer_config import TokenizerConfig, read_bytes, read
 QWEN2_PATTERN = rf"{CONTRACTIONS_AND_WORDS}|\p{{N}}|{PUNCTUATION_AND_SPACE}"
 
 
-def convert_folder(folder: Path, config: TokenizerConfig) -> ConvertedTokenizer | None:
-    """Convert the first older tokenizer found in `folder`; None when there is none.
+def convert(files: tuple[Path, ...], config: TokenizerConfig) -> ConvertedTokenizer:
+    """Convert an older tokenizer, its files as tokenizer_files.py finds them.
 
     Raises: CheckpointError naming the damaged file; UnsupportedError for an unknown kind.
     """
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if vocab.is_file() and merges.is_file():
+    if files[0].name == "vocab.json":
+        vocab, merges = files
         return from_vocab_and_merges(vocab, merges, config)
-    for path in (folder / "tokenizer.model", folder / "original" / "tokenizer.model"):
-        if path.is_file():
-            return from_model_file(path, config)
-    return None
+    return from_model_file(files[0], config)
 
 
 def from_vocab_and_merges(vocab: Path, merges: Path, config: TokenizerConfig) -> ConvertedTokenizer:
