@@ -17,8 +17,9 @@ from chitu_like.engine.engine import Engine
 from chitu_like.engine.messages import EngineInfo
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.model_files import ModelFiles, Text, load_text, read_model_files
+from chitu_like.scheduler.limits import SchedulerLimits
 from chitu_like.scheduler.policy import Ordering
-from chitu_like.scheduler.scheduler import Scheduler, SchedulerLimits
+from chitu_like.scheduler.scheduler import Scheduler
 from chitu_like.worker.device import device_facts, set_thread_count
 from chitu_like.worker.executor import LocalExecutor
 from chitu_like.worker.memory import MemoryPlan

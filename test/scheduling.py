@@ -12,8 +12,9 @@ from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine.engine import Engine
 from chitu_like.engine.messages import AddRequest, EngineInfo
 from chitu_like.kvcache.block_manager import BlockManager
+from chitu_like.scheduler.limits import SchedulerLimits
 from chitu_like.scheduler.policy import Ordering
-from chitu_like.scheduler.scheduler import Scheduler, SchedulerLimits
+from chitu_like.scheduler.scheduler import Scheduler
 
 
 @dataclass

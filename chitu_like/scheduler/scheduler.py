@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.errors import CapacityError
 from chitu_like.core.output import FinishReason, RequestDelta, RequestTimes, StepOutput
 from chitu_like.core.request import Request, RequestState
 from chitu_like.kvcache.block_manager import BlockManager
+from chitu_like.scheduler.limits import SchedulerLimits
 from chitu_like.scheduler.policy import Ordering, Situation, stride_pass
 from chitu_like.scheduler.step import Step, build_batch, slot_of
+from chitu_like.scheduler.waiting_queue import WaitingQueue
 
 MAX_BATCHES_OF_A_REQUEST = 2
 """A request may be in two consecutive batches in flight: its next input is then on the device."""
@@ -30,30 +31,6 @@ MAX_PASSED = 16
 """Requests admitted ahead of one that does not fit; then nobody passes until it does."""
 LEAD_FADE = 0.9
 """How much of the prefill lead a step leaves to the next: about ten steps are remembered."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerLimits:
-    """What one instance can hold.
-
-    Attributes:
-        max_reqs: slots: requests running at once.
-        max_seq_len: prompt + output tokens of one request.
-        max_num_batched_tokens: tokens of one step.
-        prefill_chunk_size: prompt tokens of one step; decodes come on top.
-        max_queued_requests: open beyond max_reqs; more is refused.
-        max_queued_tokens: prompt tokens waiting for a first step; more is refused, but for a single
-            request. Both say what the router says, who refuses first: whom it lets in is taken.
-        starvation_s: seconds without service after which a request goes before all others.
-    """
-
-    max_reqs: int
-    max_seq_len: int
-    max_num_batched_tokens: int
-    prefill_chunk_size: int
-    max_queued_requests: int = 4096
-    max_queued_tokens: int = 2**24
-    starvation_s: float = 60.0
 
 
 class Scheduler:
@@ -74,15 +51,13 @@ class Scheduler:
         self.blocks = blocks
         self.num_preemptions = 0
         self._ordering = ordering
-        self._waiting: list[Request] = []
+        self._waiting = WaitingQueue(ordering)
         self._running: list[Request] = []
         self._open: dict[str, Request] = {}
         self._free_slots = deque(range(limits.max_reqs))
         self._in_flight: dict[int, list[Request]] = {}
         self._num_steps = 0
-        self._num_queued_tokens = 0
         self._prefill_lead = 0.0
-        self._is_waiting_sorted = True
         self._start_pass: float | None = None
 
     # Requests come and go
@@ -117,12 +92,17 @@ class Scheduler:
         Raises:
             CapacityError: it can never run here, its id is open already, or the queue is full.
         """
-        self._check_capacity(request)
+        self.limits.check(
+            request,
+            self.blocks,
+            num_open=len(self._waiting) + len(self._running),
+            num_queued_tokens=self._waiting.num_new_tokens,
+        )
         if request.request_id in self._open:
             raise CapacityError(f"request id {request.request_id!r} is open already")
         request.start_pass = self._least_pass()
         self._open[request.request_id] = request
-        self._enqueue(request)
+        self._waiting.add(request)
 
     def _least_pass(self) -> float:
         """Where a newcomer starts in the stride policy's virtual time: beside who is furthest back.
@@ -167,7 +147,8 @@ class Scheduler:
         if self._ordering.can_starve:
             self._promote_starved(now_s)
         self._running.sort(key=lambda request: self._ordering.rank(request, situation))
-        self._sort_waiting(situation)
+        if self._free_slots or self._ordering.is_preemptive:
+            self._waiting.sort(situation)  # else nobody joins: who loses a slot lacked blocks
         ready = [request for request in self._running if _is_ready(request)]
         num_decodes = sum(request.num_uncomputed == 1 for request in ready)
         budget = self.limits.max_num_batched_tokens
@@ -231,7 +212,7 @@ class Scheduler:
 
     def _preempt_outranked(self, step: Step, situation: Situation) -> None:
         """Let waiting requests take the places of running ones that their first key outranks."""
-        for request in self._waiting[: self.limits.max_reqs]:  # more could not run at once
+        for request in self._waiting.first(self.limits.max_reqs):  # more could not run at once
             if not _can_admit_now(request):
                 continue
             victims: list[Request] = []
@@ -315,7 +296,7 @@ class Scheduler:
 
     def _place(self, request: Request, step: Step) -> None:
         """Give a waiting request a slot and its blocks."""
-        self._remove_waiting(request)
+        self._waiting.remove(request)
         if self.blocks.num_host_blocks_of(request):
             step.swap_in += self.blocks.swap_in(request)
         elif _takes_shared_blocks(request):
@@ -345,7 +326,7 @@ class Scheduler:
         self._running.remove(request)
         self._free_slot(request)
         request.state = RequestState.PREEMPTED
-        self._enqueue(request)
+        self._waiting.add(request)
 
     def _build_batch(self, step: Step, now_s: float) -> ScheduledBatch:
         """The batch of a step, decodes first; every counter moves on as if it were computed."""
@@ -393,7 +374,7 @@ class Scheduler:
             self._name_blocks(request, request.num_computed)
             self._running.remove(request)
         else:
-            self._remove_waiting(request)
+            self._waiting.remove(request)
         self._start_pass = None
         request.state = RequestState.FINISHED
         request.finish_reason = reason
@@ -406,53 +387,7 @@ class Scheduler:
             self._free_slot(request)
         self._open.pop(request.request_id, None)
 
-    # The queue
-
-    def _check_capacity(self, request: Request) -> None:
-        limits = self.limits
-        needed = self.blocks.blocks_for(request.num_prompt_tokens + request.max_output_tokens)
-        if request.num_prompt_tokens + request.max_output_tokens > limits.max_seq_len:
-            raise CapacityError(
-                f"{request.num_prompt_tokens} prompt tokens and {request.max_output_tokens} output "
-                f"tokens exceed infer.max_seq_len={limits.max_seq_len}"
-            )
-        if needed > self.blocks.num_blocks:
-            raise CapacityError(
-                f"{request.num_prompt_tokens} prompt tokens and {request.max_output_tokens} output "
-                f"tokens need {needed} KV blocks of {self.blocks.num_blocks} (infer.num_blocks)"
-            )
-        num_open = len(self._waiting) + len(self._running)
-        if num_open >= limits.max_reqs + limits.max_queued_requests:
-            raise CapacityError(
-                f"{num_open} requests are open (infer.max_reqs={limits.max_reqs}, "
-                f"scheduler.max_queued_requests={limits.max_queued_requests}): try again later"
-            )
-        queued = self._num_queued_tokens + request.num_prompt_tokens
-        if self._num_queued_tokens and queued > limits.max_queued_tokens:
-            raise CapacityError(
-                f"{queued} prompt tokens would be waiting "
-                f"(scheduler.max_queued_tokens={limits.max_queued_tokens}): try again later"
-            )
-
-    def _enqueue(self, request: Request) -> None:
-        self._waiting.append(request)
-        self._is_waiting_sorted = False
-        if request.state is RequestState.WAITING:
-            self._num_queued_tokens += request.num_prompt_tokens
-
-    def _remove_waiting(self, request: Request) -> None:
-        self._waiting.remove(request)
-        if request.state is RequestState.WAITING:
-            self._num_queued_tokens -= request.num_prompt_tokens
-
-    def _sort_waiting(self, situation: Situation) -> None:
-        """Policy order; a static one is kept until someone joins the queue or is promoted in it."""
-        if self._ordering.is_static and self._is_waiting_sorted:
-            return
-        if not self._free_slots and not self._ordering.is_preemptive:
-            return  # nobody can join this step: whoever loses a slot lost it for lack of blocks
-        self._waiting.sort(key=lambda request: self._ordering.rank(request, situation))
-        self._is_waiting_sorted = True
+    # Small parts
 
     def _promote_starved(self, now_s: float) -> None:
         """Whoever got nothing for too long goes first until it is done.
@@ -464,7 +399,7 @@ class Scheduler:
             idle_s = now_s - request.last_scheduled_s
             if idle_s > self.limits.starvation_s and not request.is_promoted:
                 request.is_promoted = True
-                self._is_waiting_sorted = False
+                self._waiting.is_sorted = False
 
     def _free_slot(self, request: Request) -> None:
         self._free_slots.append(slot_of(request))
