@@ -10,7 +10,7 @@ import pytest
 from chitu_like import LLM, SamplingParams
 from chitu_like.core.errors import RequestError
 from chitu_like.core.request import Request
-from chitu_like.scheduler.scheduler import Scheduler
+from chitu_like.scheduler.waiting_queue import WaitingQueue
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
 
@@ -67,14 +67,14 @@ def test_an_interrupt_while_prompts_are_fed_leaves_nothing_behind(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C in the middle of an add left a request that was open and yet in no queue."""
-    enqueue = Scheduler._enqueue
+    add = WaitingQueue.add
 
-    def interrupted(self: Scheduler, request: Request) -> None:
+    def interrupted(self: WaitingQueue, request: Request) -> None:
         signal.raise_signal(signal.SIGINT)
-        enqueue(self, request)
+        add(self, request)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Scheduler, "_enqueue", interrupted)
+        patched.setattr(WaitingQueue, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(["Once", "Hello"], GREEDY)
     assert (llm.stats().num_running, llm.stats().num_waiting) == (0, 0)
