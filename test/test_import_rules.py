@@ -57,6 +57,7 @@ ROOF = {
     "cli",
     "front_end_process",
     "instance",
+    "layout",
     "launch",
     "llm",
     "model_files",

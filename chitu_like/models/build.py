@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from chitu_like.attention.base import AttentionBackend
-from chitu_like.core.errors import UnsupportedError
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.layers.options import LayerOptions
@@ -34,14 +33,9 @@ def build_model(
         quant_method: how linear weights are stored; None: as they are.
         op_impl: kind of implementation of the ops (infer.op_impl).
 
-    Raises: UnsupportedError for an unknown architecture or more ranks than one.
+    Raises: UnsupportedError for an unknown architecture.
     """
     parallel = parallel or ParallelContext.single()
-    if parallel.tp_size * parallel.pp_size > 1:
-        raise UnsupportedError(
-            f"tp_size={parallel.tp_size}, pp_size={parallel.pp_size}: this version computes a model "
-            "on one rank: use 1 (infer.tp_size, infer.pp_size)"
-        )
     options = LayerOptions(
         parallel=parallel,
         quant_method=quant_method or Unquantized(),

@@ -6,8 +6,6 @@ from models.families import FAMILIES, twin_of
 from models.run_model import attention_spec
 
 from chitu_like.attention.ref import RefBackend
-from chitu_like.core.errors import UnsupportedError
-from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.models.base import Model
 from chitu_like.models.build import build_model
 from chitu_like.models.weight_map import IGNORED, Target
@@ -55,11 +53,3 @@ def test_only_what_no_model_needs_is_ignored() -> None:
     assert untied.resolve("model.layers.0.self_attn.rotary_emb.inv_freq") is IGNORED
     for unknown in ("model.layers.3.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.bias", ""):
         assert untied.resolve(unknown) is None
-
-
-def test_more_ranks_than_one_are_refused() -> None:
-    spec, _, _ = twin_of("llama")
-    backend = RefBackend(attention_spec(spec, 4, torch.float32))
-    parallel = ParallelContext(tp_rank=1, tp_size=2, pp_rank=0, pp_size=1)
-    with pytest.raises(UnsupportedError, match=r"tp_size=2.*infer\.tp_size"):
-        build_model(spec, backend, torch.float32, torch.device("cpu"), parallel=parallel)
