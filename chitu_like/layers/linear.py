@@ -112,15 +112,20 @@ class QKVParallelLinear(Linear):
     ) -> None:
         rank, size = options.parallel.tp_rank, options.parallel.tp_size
         q = Shard.of(num_heads * head_dim, rank, size)
-        kv = Shard.of(num_kv_heads * head_dim, rank, size)
+        # With more ranks than KV heads, neighbours hold the same one: the one their queries share.
+        num_shards = min(num_kv_heads, size)
+        kv = Shard.of(num_kv_heads * head_dim, rank * num_shards // size, num_shards)
         outputs: dict[Part, Shard] = {"q": q, "k": kv, "v": kv}
         super().__init__(outputs, Shard.whole(hidden_size), has_bias=has_bias, options=options)
         self.num_local_heads = num_heads // size
-        self.num_local_kv_heads = num_kv_heads // size
+        self.num_local_kv_heads = num_local_kv_heads(num_kv_heads, size)
 
 
 class RowParallelLinear(Linear):
-    """Each rank holds some inputs, those that a ColumnParallelLinear before it gave out."""
+    """Each rank holds some inputs, those that a ColumnParallelLinear before it gave out.
+
+    The ranks' products are added up. So that the bias counts once, rank 0 alone has it.
+    """
 
     def __init__(
         self, in_features: int, out_features: int, *, has_bias: bool, options: LayerOptions
@@ -128,4 +133,15 @@ class RowParallelLinear(Linear):
         parallel = options.parallel
         inputs = Shard.of(in_features, parallel.tp_rank, parallel.tp_size)
         outputs: dict[Part, Shard] = {None: Shard.whole(out_features)}
+        has_bias = has_bias and parallel.tp_rank == 0
         super().__init__(outputs, inputs, has_bias=has_bias, options=options)
+        self._tp = parallel.tp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [num_tokens, in_features of this rank] -> [num_tokens, out_features] on every rank."""
+        return self._tp.all_reduce(self.kernel(x))
+
+
+def num_local_kv_heads(num_kv_heads: int, tp_size: int) -> int:
+    """KV heads of a rank: its share, or one that it holds like others where there are too few."""
+    return max(1, num_kv_heads // tp_size)

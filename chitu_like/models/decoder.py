@@ -3,7 +3,8 @@
 A family's file changes a class attribute or overrides a small method; see qwen.py and glm.py. What
 config.json decides (biases, windows, rope, tied heads) is in the ModelSpec and needs no subclass.
 
-Layers sit in a dict by GLOBAL index, so names never change with what this rank holds. The residual
+Layers sit in a dict by GLOBAL index, so names never change with what this rank holds; the embedding
+is on the first stage, norm and head are on the last, and with them a tied embedding. The residual
 stream is ONE tensor that the norms add to in place; a layer gets it together with `delta`, what the
 layer before has yet to add.
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from chitu_like.attention.base import AttentionBackend, ForwardBatch
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layers.attention import Attention
-from chitu_like.layers.embedding import Embedding, LMHead
+from chitu_like.layers.embedding import LMHead, VocabParallelEmbedding
 from chitu_like.layers.linear import QKVParallelLinear, RowParallelLinear
 from chitu_like.layers.mlp import GatedMLP
 from chitu_like.layers.norm import RMSNorm
@@ -145,17 +146,21 @@ class DecoderModel(Model):
     def __init__(self, spec: ModelSpec, backend: AttentionBackend, options: LayerOptions) -> None:
         super().__init__(spec, backend, options)
         assert spec.rope is not None, f"{spec.architecture} has no rotary positions"
-        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size, options)
+        vocab_size, hidden_size, parallel = spec.vocab_size, spec.hidden_size, options.parallel
+        is_tied_head = parallel.is_last_stage and spec.tie_word_embeddings
+        if parallel.is_first_stage or is_tied_head:
+            self.embed_tokens = VocabParallelEmbedding(vocab_size, hidden_size, options)
         self.rotary = RotaryEmbedding(spec.rope, dtype=options.dtype, device=options.device)
         self.layers = nn.ModuleDict(
             {
                 str(index): self.layer_class(spec, index, backend, options)
-                for index in range(spec.num_layers)
+                for index in self.layer_indices
             }
         )
-        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, options)
-        self.lm_head = LMHead(spec.hidden_size, spec.vocab_size, options)
-        if spec.tie_word_embeddings:
+        if parallel.is_last_stage:
+            self.norm = RMSNorm(hidden_size, spec.norm_eps, options)
+            self.lm_head = LMHead(hidden_size, vocab_size, options)
+        if is_tied_head:
             self.lm_head.tie(self.embed_tokens)
 
     def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from chitu_like.attention.base import AttentionBackend, ForwardBatch
 from chitu_like.core.model_spec import ModelSpec, OptSpec
 from chitu_like.layers.attention import Attention
-from chitu_like.layers.embedding import Embedding, LMHead
+from chitu_like.layers.embedding import Embedding, LMHead, VocabParallelEmbedding
 from chitu_like.layers.linear import (
     ColumnParallelLinear,
     QKVParallelLinear,
@@ -103,22 +103,23 @@ class OPTForCausalLM(Model):
 
     def __init__(self, spec: ModelSpec, backend: AttentionBackend, options: LayerOptions) -> None:
         super().__init__(spec, backend, options)
-        opt = opt_of(spec)
+        opt, parallel = opt_of(spec), options.parallel
         width, hidden = opt.word_embed_proj_dim, spec.hidden_size
-        self.embed_tokens = Embedding(spec.vocab_size, width, options)
-        num_positions = spec.max_position_embeddings + POSITION_OFFSET
-        self.embed_positions = Embedding(num_positions, hidden, options)
-        self.project_in = _projection(width, hidden, options)
+        is_tied_head = parallel.is_last_stage and spec.tie_word_embeddings
+        if parallel.is_first_stage or is_tied_head:
+            self.embed_tokens = VocabParallelEmbedding(spec.vocab_size, width, options)
+        if parallel.is_first_stage:
+            num_positions = spec.max_position_embeddings + POSITION_OFFSET
+            self.embed_positions = Embedding(num_positions, hidden, options)
+            self.project_in = _projection(width, hidden, options)
         self.layers = nn.ModuleDict(
-            {
-                str(index): OptLayer(spec, index, backend, options)
-                for index in range(spec.num_layers)
-            }
+            {str(index): OptLayer(spec, index, backend, options) for index in self.layer_indices}
         )
-        self.final_layer_norm = _norm(spec, options) if opt.has_final_norm else None
-        self.project_out = _projection(hidden, width, options)
-        self.lm_head = LMHead(width, spec.vocab_size, options)
-        if spec.tie_word_embeddings:
+        if parallel.is_last_stage:
+            self.final_layer_norm = _norm(spec, options) if opt.has_final_norm else None
+            self.project_out = _projection(hidden, width, options)
+            self.lm_head = LMHead(width, spec.vocab_size, options)
+        if is_tied_head:
             self.lm_head.tie(self.embed_tokens)
 
     def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:

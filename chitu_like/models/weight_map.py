@@ -34,7 +34,8 @@ class Ignored(enum.Enum):
 
 
 IGNORED: Final = Ignored.IGNORED
-"""A tensor that checkpoints hold and no model needs: recomputed tables, the copy of a tied head."""
+"""A tensor that this rank does not need: a recomputed table, the copy of a tied head, what only other
+ranks hold."""
 
 
 class Target(NamedTuple):
@@ -76,23 +77,22 @@ class WeightMap:
     Args:
         table: the family's spelling.
         parameter_names: as in `model.named_parameters()`; a tied head is not among them.
+        whole_names: the same of the whole model, where this rank holds a part of it.
     """
 
     HEAD = "lm_head"
 
-    def __init__(self, table: NameTable, parameter_names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        table: NameTable,
+        parameter_names: Iterable[str],
+        whole_names: Iterable[str] = (),
+    ) -> None:
         self._table = table
         self._ignored = [re.compile(pattern) for pattern in table.ignored]
-        merged: dict[str, list[tuple[str, Part]]] = {}
-        for source, (module, part) in table.parts.items():
-            merged.setdefault(module, []).append((source, part))
-        back = {here: source for source, here in table.renames.items()}
-        self._source_names: dict[Target, str] = {}
-        for name in parameter_names:
-            path, module, leaf = _split(name)
-            for source, part in merged.get(module, [(back.get(module, module), None)]):
-                self._source_names[Target(name, part)] = _join(path, source, leaf)
+        self._source_names = _source_names(table, parameter_names)
         self._targets = {source: target for target, source in self._source_names.items()}
+        self._known = set(_source_names(table, whole_names).values())
 
     @property
     def expected(self) -> frozenset[Target]:
@@ -104,6 +104,8 @@ class WeightMap:
         for bare in self._without_prefix(name):
             if bare in self._targets:
                 return self._targets[bare]
+            if bare in self._known:
+                return IGNORED
         if any(pattern.fullmatch(name) for pattern in self._ignored):
             return IGNORED
         # Only a tied head can be absent from the targets: it is the embedding once more.
@@ -118,6 +120,20 @@ class WeightMap:
         if name.startswith(self.HEAD):
             return (name,)
         return (name.removeprefix(p) for p in self._table.prefixes if name.startswith(p))
+
+
+def _source_names(table: NameTable, parameter_names: Iterable[str]) -> dict[Target, str]:
+    """Target -> what a checkpoint calls it, without prefix."""
+    merged: dict[str, list[tuple[str, Part]]] = {}
+    for source, (module, part) in table.parts.items():
+        merged.setdefault(module, []).append((source, part))
+    back = {here: source for source, here in table.renames.items()}
+    names: dict[Target, str] = {}
+    for name in parameter_names:
+        path, module, leaf = _split(name)
+        for source, part in merged.get(module, [(back.get(module, module), None)]):
+            names[Target(name, part)] = _join(path, source, leaf)
+    return names
 
 
 def _split(name: str) -> tuple[str, str, str]:

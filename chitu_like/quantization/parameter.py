@@ -13,6 +13,7 @@ part "k" has source_shape (16, 32) and puts its rows at 32:48.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -46,11 +47,15 @@ class LazyTensor(Protocol):
 
 
 class Shard(NamedTuple):
-    """What a rank holds of one dimension: `size` of `full` elements, from `start` on."""
+    """What a rank holds of one dimension: `size` of `full` elements, from `start` on.
+
+    Behind them lie `padding` elements that are in no checkpoint, where all ranks must hold as many.
+    """
 
     full: int
     start: int
     size: int
+    padding: int = 0
 
     @classmethod
     def whole(cls, full: int) -> Shard:
@@ -63,6 +68,19 @@ class Shard(NamedTuple):
         assert full % num_ranks == 0, f"{full} is not a multiple of {num_ranks}"
         size = full // num_ranks
         return cls(full, rank * size, size)
+
+    @classmethod
+    def padded(cls, full: int, rank: int, num_ranks: int) -> Shard:
+        """The `rank`-th of `num_ranks` shards of any `full`, the last ones padded to equal size."""
+        num_held = -(-full // num_ranks)
+        start = min(rank * num_held, full)
+        size = min(num_held, full - start)
+        return cls(full, start, size, num_held - size)
+
+    @property
+    def num_held(self) -> int:
+        """Elements in this rank's memory."""
+        return self.size + self.padding
 
 
 class Copy(NamedTuple):
@@ -83,6 +101,11 @@ class PartLayout:
 
     source_shape: tuple[int, ...]
     copies: tuple[Copy, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """How many elements of the tensor this rank takes."""
+        return sum(math.prod(s.stop - s.start for s in copy.put) for copy in self.copies)
 
 
 class WeightParameter(nn.Parameter):
@@ -137,7 +160,7 @@ def stacked_layouts(
     tail_take = tuple(slice(s.start, s.start + s.size) for s in rest)
     tail_put = tuple(slice(0, s.size) for s in rest)
     tail_full = tuple(s.full for s in rest)
-    puts = list(accumulate((s.size for s in parts.values()), initial=0))
+    puts = list(accumulate((s.num_held for s in parts.values()), initial=0))
     origins = list(accumulate((s.full for s in parts.values()), initial=0))
 
     def copy(shard: Shard, origin: int, put: int) -> Copy:
@@ -155,4 +178,4 @@ def stacked_layouts(
         (origins[-1], *tail_full),
         tuple(map(copy, parts.values(), origins, puts)),
     )
-    return (puts[-1], *(s.size for s in rest)), layouts
+    return (puts[-1], *(s.num_held for s in rest)), layouts
