@@ -31,21 +31,34 @@ def expected_output(prompt: list[int], num_tokens: int) -> list[int]:
 
 
 class FakeExecutor:
-    """Computes at submit, answers at collect; remembers every batch."""
+    """Computes at submit, answers at collect; remembers every batch.
+
+    Args:
+        num_blocks, block_size, num_host_blocks: of its cache.
+        max_in_flight: see Executor.
+        num_stages: a sampled token can be used so many batches later.
+    """
 
     def __init__(
-        self, *, num_blocks: int, block_size: int, num_host_blocks: int = 0, max_in_flight: int = 1
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_host_blocks: int = 0,
+        max_in_flight: int = 1,
+        num_stages: int = 1,
     ) -> None:
         self.block_size = block_size
         self.batches: list[ScheduledBatch] = []
         self.is_shut_down = False
         self.fails_at_step: int | None = None
         self._max_in_flight = max_in_flight
+        self._num_stages = num_stages
         self._device = [[-9] * block_size for _ in range(num_blocks)]
         self._host = [[-9] * block_size for _ in range(num_host_blocks)]
         self._rows: dict[int, SlotRow] = {}
         self._tables: dict[int, list[int]] = {}
-        self._last: dict[int, int] = {}
+        self._last: dict[int, tuple[int, int]] = {}  # slot -> (step id, token)
         self._outputs: deque[StepOutput] = deque()
 
     @property
@@ -70,18 +83,24 @@ class FakeExecutor:
             start = batch.num_computed[index]
             for position in range(start, start + batch.num_tokens[index]):
                 token = next(given)
-                token = self._last[slot] if token == SAMPLED_LAST else token
+                token = self._sampled_last(slot, batch) if token == SAMPLED_LAST else token
                 block = self._tables[slot][position // self.block_size]
                 self._device[block][position % self.block_size] = token
         for index, slot in enumerate(batch.slots):
             length = batch.num_computed[index] + batch.num_tokens[index]
             seen.append([self._token(slot, position) for position in range(length)])
             if batch.samples[index]:
-                self._last[slot] = next_token(seen[-1])
-                sampled.append(self._last[slot])
+                sampled.append(next_token(seen[-1]))
+                self._last[slot] = (batch.step_id, sampled[-1])
         self._outputs.append(
             StepOutput(batch.step_id, sampled, prompt_logprobs=self._prompt_logprobs(batch))
         )
+
+    def _sampled_last(self, slot: int, batch: ScheduledBatch) -> int:
+        """The slot's last token, if the last stage can have sent it to the first by now."""
+        step_id, token = self._last[slot]
+        assert batch.step_id - step_id >= self._num_stages, f"slot {slot} is used too early"
+        return token
 
     def _prompt_logprobs(self, batch: ScheduledBatch) -> list[tuple[int, list[TokenLogprobs]]]:
         """Each prompt position says where it stands instead of a log-probability."""

@@ -77,12 +77,14 @@ def make_rig(
     starvation_s: float = 1e9,
     max_queued_requests: int = 4096,
     max_queued_tokens: int = 2**24,
+    num_stages: int = 1,
 ) -> Rig:
     limits = SchedulerLimits(
         max_reqs=max_reqs,
         max_seq_len=max_seq_len,
         max_num_batched_tokens=budget,
         prefill_chunk_size=chunk,
+        num_stages=num_stages,
         starvation_s=starvation_s,
         max_queued_requests=max_queued_requests,
         max_queued_tokens=max_queued_tokens,
@@ -99,6 +101,7 @@ def make_rig(
         block_size=block_size,
         num_host_blocks=num_host_blocks,
         max_in_flight=max_in_flight,
+        num_stages=num_stages,
     )
     info = EngineInfo(max_seq_len, max_reqs, num_blocks, block_size, VOCAB_SIZE)
     clock = [0.0]

@@ -39,6 +39,7 @@ class Request:
         num_cached_tokens: prompt tokens that the prefix cache spared.
         num_prompt_logprobs: prompt positions whose log-probabilities were handed out.
         num_passed: later requests admitted ahead of it because it did not fit.
+        last_step_id: the newest batch that names it.
         num_served_tokens: tokens computed for it, recomputed ones included.
         is_promoted: it was starving, so it goes before all others.
         start_pass: the stride policy's virtual time when it came.
@@ -53,6 +54,7 @@ class Request:
         "first_token_s",
         "is_promoted",
         "last_scheduled_s",
+        "last_step_id",
         "max_output_tokens",
         "num_blocks_sent",
         "num_cached_tokens",
@@ -108,6 +110,7 @@ class Request:
         self.start_pass = 0.0
         self.first_scheduled_s: float | None = None
         self.last_scheduled_s = arrival_s
+        self.last_step_id = -1
         self.first_token_s: float | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None

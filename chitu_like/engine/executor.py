@@ -11,13 +11,18 @@ from chitu_like.core.output import StepOutput
 class Executor(Protocol):
     """The other end of the engine: real ranks, a simulated device or a fake.
 
-    Batches are computed in the order they were submitted and collected in that order. So a batch may
-    rely on what the one before it stored, even while that one is still in flight.
+    Every stage computes the batches in the order they were submitted, and they are collected in that
+    order. So a batch may rely on what the one before it stored, even while that one is in flight;
+    but what it sampled can be used as an input only by the batch num_stages later.
     """
 
     @property
     def max_in_flight(self) -> int:
-        """Batches that may be submitted and not yet collected; at least 1."""
+        """Batches that may be submitted and not yet collected.
+
+        One a pipeline stage; with overlap one more, which waits for the first stage while the host
+        takes in the oldest.
+        """
         ...
 
     def submit(self, batch: ScheduledBatch) -> None:

@@ -18,6 +18,7 @@ class SchedulerLimits:
         max_seq_len: prompt + output tokens of one request.
         max_num_batched_tokens: tokens of one step.
         prefill_chunk_size: prompt tokens of one step; decodes come on top.
+        num_stages: pipeline stages, each computing another step at a time.
         max_queued_requests: open beyond max_reqs; more is refused.
         max_queued_tokens: prompt tokens waiting for a first step; more is refused, but for a single
             request. Both say what the router says, who refuses first: whom it lets in is taken.
@@ -28,6 +29,7 @@ class SchedulerLimits:
     max_seq_len: int
     max_num_batched_tokens: int
     prefill_chunk_size: int
+    num_stages: int = 1
     max_queued_requests: int = 4096
     max_queued_tokens: int = 2**24
     starvation_s: float = 60.0

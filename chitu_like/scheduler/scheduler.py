@@ -6,8 +6,10 @@ request needs a slot and, at admission, KV blocks for all tokens known by then; 
 no block, the last request in policy order is preempted, by swapping to the host or by recomputing.
 
 `schedule` may be called again before the output of the batch before is known. Then a request's next
-input token is SAMPLED_LAST, known only to the device. Because batches are computed in order, a block
-that is freed here may be given away at once: the batch that still reads it runs first.
+input token is SAMPLED_LAST, known only to the device. Because every stage computes the batches in
+order, a block that is freed here may be given away at once: the batch that still reads it runs first.
+
+With pipeline stages several batches are computed at a time: `micro_batch.py` says who may be in the next.
 """
 
 from __future__ import annotations
@@ -21,12 +23,11 @@ from chitu_like.core.output import FinishReason, RequestDelta, RequestTimes, Ste
 from chitu_like.core.request import Request, RequestState
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.scheduler.limits import SchedulerLimits
+from chitu_like.scheduler.micro_batch import ready_requests
 from chitu_like.scheduler.policy import Ordering, Situation, stride_pass
 from chitu_like.scheduler.step import Step, build_batch, slot_of
 from chitu_like.scheduler.waiting_queue import WaitingQueue
 
-MAX_BATCHES_OF_A_REQUEST = 2
-"""A request may be in two consecutive batches in flight: its next input is then on the device."""
 MAX_PASSED = 16
 """Requests admitted ahead of one that does not fit; then nobody passes until it does."""
 LEAD_FADE = 0.9
@@ -149,15 +150,10 @@ class Scheduler:
         self._running.sort(key=lambda request: self._ordering.rank(request, situation))
         if self._free_slots or self._ordering.is_preemptive:
             self._waiting.sort(situation)  # else nobody joins: who loses a slot lacked blocks
-        ready = [request for request in self._running if _is_ready(request)]
-        num_decodes = sum(request.num_uncomputed == 1 for request in ready)
-        budget = self.limits.max_num_batched_tokens
-        step = Step(
-            is_tight=num_decodes >= budget,
-            num_decodes_left=num_decodes if num_decodes < budget else 0,
-            token_budget=budget,
-            prefill_budget=self.limits.prefill_chunk_size,
+        ready = ready_requests(
+            self._running, step_id=self._num_steps, num_stages=self.limits.num_stages
         )
+        step = self._open_step(ready)
         if self._ordering.is_preemptive:
             self._preempt_outranked(step, situation)
         self._schedule_running(ready, step)
@@ -210,6 +206,18 @@ class Scheduler:
 
     # Parts of schedule
 
+    def _open_step(self, ready: list[Request]) -> Step:
+        """An empty step whose budgets keep room for the decodes that are ready."""
+        decodes = {request for request in ready if request.num_uncomputed == 1}
+        budget = self.limits.max_num_batched_tokens
+        is_tight = len(decodes) >= budget
+        return Step(
+            is_tight=is_tight,
+            decodes_left=set() if is_tight else decodes,
+            token_budget=budget,
+            prefill_budget=self.limits.prefill_chunk_size,
+        )
+
     def _preempt_outranked(self, step: Step, situation: Situation) -> None:
         """Let waiting requests take the places of running ones that their first key outranks."""
         for request in self._waiting.first(self.limits.max_reqs):  # more could not run at once
@@ -232,7 +240,6 @@ class Scheduler:
                 continue  # preempted meanwhile
             num_tokens = step.num_tokens_for(request)
             if num_tokens and self._make_room(request, request.num_computed + num_tokens, step):
-                step.num_decodes_left -= request.num_uncomputed == 1
                 self._choose(request, num_tokens, step)
 
     def _make_room(self, request: Request, num_tokens: int, step: Step) -> bool:
@@ -314,7 +321,7 @@ class Scheduler:
 
     def _preempt(self, request: Request, step: Step) -> None:
         """Take a running request's blocks; it waits again, its tokens kept on the host if possible."""
-        step.num_decodes_left -= request.num_uncomputed == 1 and _is_ready(request)
+        step.decodes_left.discard(request)
         self._name_blocks(request, request.num_computed)  # its other tokens are known since then
         copies = self.blocks.swap_out(request)
         if copies is None:
@@ -336,6 +343,7 @@ class Scheduler:
         for (request, num_tokens), samples in zip(chunks, batch.samples, strict=True):
             self._prefill_lead += num_tokens if request.num_uncomputed > 1 else -num_tokens
             self._advance(request, num_tokens, samples, now_s)
+            request.last_step_id = batch.step_id
         self._in_flight[batch.step_id] = [request for request, _ in chunks]
         self._num_steps += 1
         return batch
@@ -412,23 +420,13 @@ class Scheduler:
         )
 
 
-def _is_ready(request: Request) -> bool:
-    """Whether a running request can take part in the next batch."""
-    num_output = len(request.output_token_ids) + request.num_pending
-    return (
-        request.num_in_flight < MAX_BATCHES_OF_A_REQUEST
-        and num_output < request.max_output_tokens
-        and request.num_uncomputed > 0
-    )
-
-
 def _takes_shared_blocks(request: Request) -> bool:
     """Whether a cached prefix spares it work: not where every prompt position must be computed."""
     return request.params.prompt_logprobs is None
 
 
 def _can_admit_now(request: Request) -> bool:
-    """Whether all its tokens are known: a preempted request waits for its last batch."""
+    """Whether all its tokens are known: a preempted request waits until its last batch has come."""
     return request.num_in_flight == 0
 
 

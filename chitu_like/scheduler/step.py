@@ -16,8 +16,8 @@ class Step:
     Attributes:
         is_tight: not even the decodes fit the budget. Then the policy's order alone decides who is
             served, and requests are admitted to wait their turn in it.
-        num_decodes_left: decodes that were not chosen yet; each keeps a token of the budget, unless
-            the step is tight.
+        decodes_left: requests whose decode was not chosen yet; each keeps a token of the budget,
+            unless the step is tight.
         token_budget: tokens that still fit.
         prefill_budget: prompt tokens that still fit.
         chunks: request id -> (request, its next tokens in this step).
@@ -26,7 +26,7 @@ class Step:
     """
 
     is_tight: bool
-    num_decodes_left: int
+    decodes_left: set[Request]
     token_budget: int
     prefill_budget: int
     chunks: dict[str, tuple[Request, int]] = field(default_factory=dict)
@@ -38,12 +38,13 @@ class Step:
         """Tokens the budgets leave for a request: the decodes to come keep one each."""
         if request.num_uncomputed == 1:
             return min(1, self.token_budget)
-        room = min(self.prefill_budget, self.token_budget - max(0, self.num_decodes_left))
+        room = min(self.prefill_budget, self.token_budget - len(self.decodes_left))
         return max(0, min(request.num_uncomputed, room))
 
     def add(self, request: Request, num_tokens: int) -> None:
         """Put the request's next `num_tokens` tokens into the batch."""
         self.chunks[request.request_id] = (request, num_tokens)
+        self.decodes_left.discard(request)
         self.token_budget -= num_tokens
         if request.num_uncomputed > 1:
             self.prefill_budget -= num_tokens

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import time
+from hashlib import blake2b
 
 import msgspec
 import pytest
 from fake_executor import expected_output
+from random_history import random_history
 from scheduling import Rig, make_rig
 
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch
 from chitu_like.core.output import FinishReason
-from chitu_like.scheduler.policy import SORT_KEYS
 
 
 def test_a_step_carries_decodes_and_a_prefill_chunk_together():
@@ -232,68 +232,30 @@ def test_a_preempted_request_gives_the_tokens_of_an_undisturbed_one(num_host_blo
     assert swapped == bool(num_host_blocks)
 
 
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", range(40))
-def test_random_histories_answer_every_request_once_with_its_own_tokens(seed: int):
-    rng = random.Random(seed)
-    policy = ",".join(rng.sample(sorted(SORT_KEYS), rng.randint(1, 3)))
-    num_blocks = rng.choice([12, 20, 60])
-    rig = make_rig(
-        policy=policy,
-        num_blocks=num_blocks,
-        block_size=rng.choice([1, 3, 4]) if num_blocks > 12 else 4,
-        num_host_blocks=rng.choice([0, 5, 60]),
-        max_in_flight=rng.choice([1, 2, 3]),
-        prefix_caching=rng.random() < 0.7,
-        max_reqs=rng.choice([1, 3, 8]),
-        max_seq_len=num_blocks if num_blocks > 12 else 40,
-        budget=rng.choice([2, 7, 64]),
-        chunk=rng.choice([1, 5, 64]),
-        starvation_s=rng.choice([5.0, 1e9]),
-    )
-    prompts: dict[str, list[int]] = {}
-    expected: dict[str, list[int]] = {}
-    wants: dict[str, int | None] = {}
-    aborted: set[str] = set()
-    for step in range(120):
-        if rng.random() < 0.4 and len(prompts) < 30:
-            name = f"r{step}"
-            length = rng.randint(1, rig.engine.info.max_seq_len // 2)
-            prompts[name] = [rng.randrange(3) for _ in range(length)]
-            num_tokens = rng.randint(1, rig.engine.info.max_seq_len // 2)
-            expected[name] = expected_output(prompts[name], num_tokens)
-            eos = rng.choice(expected[name]) if rng.random() < 0.5 else None
-            if eos is not None:
-                expected[name] = expected[name][: expected[name].index(eos) + 1]
-            wants[name] = rng.choice([None, None, 0])
-            rig.add(
-                name,
-                prompts[name],
-                max_tokens=num_tokens,
-                eos=[] if eos is None else [eos],
-                prompt_logprobs=wants[name],
-                priority=rng.randint(-3, 3),
-                timeout_s=rng.choice([None, 5.0, 50.0]),
-            )
-        if rng.random() < 0.05 and prompts:
-            name = rng.choice(sorted(prompts))
-            if name in rig.scheduler.open_requests():
-                rig.engine.abort(name)
-                aborted.add(name)
-        rig.step()
-    rig.run(20000)
-    for name, prompt in prompts.items():
-        tokens = rig.tokens.get(name, [])
-        if name in aborted:
-            assert name not in rig.ends
-            assert tokens == expected[name][: len(tokens)]
+def test_random_histories_answer_every_request_once_with_its_own_tokens(seed, num_stages):
+    history = random_history(seed, num_stages=num_stages)
+    rig, told = history.rig, (seed, num_stages, history.policy)
+    for name, prompt in history.prompts.items():
+        tokens, expected = rig.tokens.get(name, []), history.expected[name]
+        if name in history.aborted:
+            assert name not in rig.ends, told
+            assert tokens == expected[: len(tokens)], told
             continue
-        assert tokens == expected[name], (name, policy)
-        assert len(rig.ends[name]) == 1
-        entries = [] if wants[name] is None else list(enumerate(prompt))[1:]
+        assert tokens == expected, (name, told)
+        assert len(rig.ends[name]) == 1, told
+        entries = list(enumerate(prompt))[1:] if name in history.wants_logprobs else []
         found = [(entry.logprob, entry.token_id) for entry in rig.prompt_logprobs[name]]
-        assert found == entries, (name, policy)
-    assert rig.blocks.num_free == num_blocks
+        assert found == entries, (name, told)
+    assert rig.blocks.usage == 0.0
     assert rig.scheduler.num_running == rig.scheduler.num_waiting == 0
+
+
+def test_one_stage_is_scheduled_as_it_ever_was():
+    """The batches of forty histories, as they were before there were stages."""
+    digests = "".join(random_history(seed).digest() for seed in range(40))
+    assert blake2b(digests.encode(), digest_size=8).hexdigest() == "8a5b2ad5c1f66be9"
 
 
 def test_free_slots_do_not_count_against_the_queue():
