@@ -21,7 +21,6 @@ from chitu_like.checkpoint.loader import (
     LoadableModel,
     LoadReport,
     finish_loading,
-    size_of,
     weight_parameters,
 )
 
@@ -44,11 +43,11 @@ def load_dummy_weights(model: LoadableModel, seed: int) -> LoadReport:
     start_s = time.perf_counter()
     for target in sorted(weight_map.expected, key=str):
         parameter = parameters[target.parameter]
-        shape = torch.Size(parameter.layouts[target.part].source_shape)
+        layout = parameter.layouts[target.part]
         name = weight_map.source_name(target)
-        source = DummyTensor(noise, name, shape, parameter.dtype)
+        source = DummyTensor(noise, name, torch.Size(layout.source_shape), parameter.dtype)
         parameter.load(name, source, target.part)
-        num_bytes += size_of(source)
+        num_bytes += layout.num_elements * parameter.dtype.itemsize
     load_s = time.perf_counter() - start_s
     return LoadReport(
         num_tensors=len(weight_map.expected),

@@ -1,7 +1,8 @@
 """Stream a checkpoint into a model: every parameter part filled exactly once, nothing left over.
 
 Names and shapes are compared first, from the files' headers alone, so a checkpoint of another model
-is refused before a weight is read.
+is refused before a weight is read. A rank of several reads its share only; the rest of the model it
+knows by name, so that it still refuses what belongs to none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -61,8 +62,8 @@ class LoadReport:
     """What a load did.
 
     Attributes:
-        num_tensors: tensors of the checkpoint that went into parameters.
-        num_bytes: their size as stored; a rank of several reads its shard of them only.
+        num_tensors: tensors of the checkpoint that this rank took, or took a share of.
+        num_bytes: what it took of them, as stored.
         load_s: seconds from the first to the last byte.
         after_load_s: seconds of `process_after_load`.
     """
@@ -78,6 +79,13 @@ class LoadReport:
         return self.num_bytes / max(self.load_s, 1e-9)
 
 
+class Match(NamedTuple):
+    """Where a tensor of the checkpoint goes, and how many bytes of it this rank takes."""
+
+    target: Target
+    num_bytes: int
+
+
 def load_weights(model: LoadableModel, reader: CheckpointReader, *, progress: bool) -> LoadReport:
     """Fill every parameter of `model` from `reader`, converted to the parameter's dtype.
 
@@ -91,33 +99,32 @@ def load_weights(model: LoadableModel, reader: CheckpointReader, *, progress: bo
             weight was read then. Also where a file turns out damaged on the way.
         UnsupportedError: the weights are quantised.
     """
-    targets = match_tensors(model, reader)
+    matches = match_tensors(model, reader)
     parameters = weight_parameters(model)
-    total_bytes = 0
+    num_bytes = sum(match.num_bytes for match in matches.values())
     start_s = time.perf_counter()
-    with make_progress(reader.num_bytes) if progress else QuietProgress() as shown:
+    with make_progress(num_bytes) if progress else QuietProgress() as shown:
         for name, source in reader:
-            if name in targets:
-                target = targets[name]
+            if name in matches:
+                target = matches[name].target
                 parameters[target.parameter].load(name, source, target.part)
-                total_bytes += size_of(source)
-            shown.advance(size_of(source))
+                shown.advance(matches[name].num_bytes)
     load_s = time.perf_counter() - start_s
     return LoadReport(
-        num_tensors=len(targets),
-        num_bytes=total_bytes,
+        num_tensors=len(matches),
+        num_bytes=num_bytes,
         load_s=load_s,
         after_load_s=finish_loading(model),
     )
 
 
-def match_tensors(model: LoadableModel, reader: CheckpointReader) -> Mapping[str, Target]:
-    """Find the place of every tensor of a checkpoint that has one; reads headers only.
+def match_tensors(model: LoadableModel, reader: CheckpointReader) -> Mapping[str, Match]:
+    """Find the place of every tensor of a checkpoint that has one on this rank; reads headers only.
 
     Raises: CheckpointError or UnsupportedError as `load_weights`.
     """
     weight_map, parameters = model.weight_map(), weight_parameters(model)
-    targets: dict[str, Target] = {}
+    matches: dict[str, Match] = {}
     filled: dict[Target, str] = {}
     left_over, misshapen, repeated = [], [], []
     for name, source in reader:
@@ -130,10 +137,11 @@ def match_tensors(model: LoadableModel, reader: CheckpointReader) -> Mapping[str
         elif target in filled:
             repeated.append(f"{name} and {filled[target]}")
         else:
-            targets[name], filled[target] = target, name
-            expected = parameters[target.parameter].layouts[target.part].source_shape
-            if tuple(source.shape) != expected:
-                misshapen.append(f"{name} is {list(source.shape)}, not {list(expected)}")
+            layout = parameters[target.parameter].layouts[target.part]
+            matches[name] = Match(target, layout.num_elements * source.dtype.itemsize)
+            filled[target] = name
+            if tuple(source.shape) != layout.source_shape:
+                misshapen.append(f"{name} is {list(source.shape)}, not {list(layout.source_shape)}")
     missing = sorted(map(weight_map.source_name, weight_map.expected.difference(filled)))
     faults = {"missing": missing, "left over": left_over, "misshapen": misshapen, "twice": repeated}
     found = [_describe(fault, names) for fault, names in faults.items() if names]
@@ -142,7 +150,7 @@ def match_tensors(model: LoadableModel, reader: CheckpointReader) -> Mapping[str
             f"{reader.ckpt_dir} does not fit its config.json: {'; '.join(found)}: use the weights "
             "and the config.json of one model (models.ckpt_dir)"
         )
-    return targets
+    return matches
 
 
 def weight_parameters(model: LoadableModel) -> dict[str, WeightParameter]:
@@ -162,11 +170,6 @@ def finish_loading(model: LoadableModel) -> float:
             if isinstance(module, AfterLoad):
                 module.process_after_load()
     return time.perf_counter() - start_s
-
-
-def size_of(source: LazyTensor) -> int:
-    """Bytes of a whole tensor as stored."""
-    return source.shape.numel() * source.dtype.itemsize
 
 
 def _check_dtype(name: str, source: LazyTensor, reader: CheckpointReader) -> None:

@@ -17,10 +17,15 @@ from torch import Tensor
 from chitu_like.core.errors import CheckpointError
 from chitu_like.quantization.parameter import LazyTensor
 
+# Of one mapping. Pages of a mapped file count as this process's memory until it is unmapped, and the
+# kernel maps whole runs of pages around one that is touched, whosever share they are; so that many
+# ranks on a node stay near their shares, the file is mapped anew from time to time (0.1 ms).
+BYTES_PER_MAPPING = 64 << 20
+
 # Dictionaries that training scripts wrap around the weights.
 _WRAPPERS = ("state_dict", "model", "module")
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -60,6 +65,7 @@ class SafetensorsShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: safe_open | None = None
+        self._num_bytes = 0  # handed out of the present mapping
 
     def names(self) -> list[str]:
         """See Shard. Raises: CheckpointError if the file is truncated or not safetensors."""
@@ -67,11 +73,15 @@ class SafetensorsShard:
 
     def get(self, name: str) -> LazyTensor:
         """See Shard. Raises: CheckpointError for a dtype that torch has no name for."""
-        return SafetensorsTensor(self._open(), self.path, name)
+        if self._num_bytes > BYTES_PER_MAPPING:
+            self.close()
+        tensor = SafetensorsTensor(self._open(), self.path, name)
+        self._num_bytes += tensor.shape.numel() * tensor.dtype.itemsize
+        return tensor
 
     def close(self) -> None:
         """See Shard."""
-        self._file = None
+        self._file, self._num_bytes = None, 0
 
     def _open(self) -> safe_open:
         if self._file is None:
@@ -87,15 +97,15 @@ class SafetensorsTensor:
 
     def __init__(self, file: safe_open, path: Path, name: str) -> None:
         stored = file.get_slice(name)
-        if stored.get_dtype() not in _SAFETENSORS_DTYPES:
+        if stored.get_dtype() not in SAFETENSORS_DTYPES:
             raise CheckpointError(
                 f"{path.name}: tensor {name} has dtype {stored.get_dtype()}, which cannot be loaded: "
-                f"use one of {', '.join(_SAFETENSORS_DTYPES)}"
+                f"use one of {', '.join(SAFETENSORS_DTYPES)}"
             )
         self._file = file
         self._name = name
         self.shape = torch.Size(stored.get_shape())
-        self.dtype = _SAFETENSORS_DTYPES[stored.get_dtype()]
+        self.dtype = SAFETENSORS_DTYPES[stored.get_dtype()]
 
     def __getitem__(self, index: tuple[slice, ...], /) -> Tensor:
         """See LazyTensor. The part is a view of the mapped file."""

@@ -4,6 +4,7 @@ How many KV blocks fit is known only after the profile run; `settle` decides wha
 """
 
 from chitu_like.config.device_facts import GIB, DeviceFacts
+from chitu_like.config.parallel import check_parallel
 from chitu_like.config.resolved import Decision, ResolvedConfig
 from chitu_like.config.schema import DeviceType, Dtype, ServeConfig
 from chitu_like.config.section import show
@@ -52,6 +53,7 @@ class _Resolver:
         device = self._device()
         on_cpu = device == "cpu"
         dtype = self._dtype(device)
+        check_parallel(self.spec, infer.tp_size, infer.pp_size, name=self.config.models.name)
         self._check_partition()
         max_seq_len = self._max_seq_len()
         block_size = self._block_size(on_cpu, max_seq_len)
