@@ -48,7 +48,7 @@ class TinyModel:
         self.o = weight(LAYERS, HEADS * HEAD_DIM, HIDDEN) / 2
         self.head = weight(HIDDEN, VOCAB_SIZE)
 
-    def forward(self, batch: ForwardBatch) -> Tensor:
+    def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:
         hidden = self.embedding[batch.input_ids] + self.position[batch.positions]
         for layer in range(LAYERS):
             x = hidden.tanh()

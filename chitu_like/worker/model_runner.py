@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chitu_like.attention.base import AttentionBackend, ForwardBatch
 from chitu_like.checkpoint.dummy import load_dummy_weights
@@ -39,15 +39,17 @@ from chitu_like.checkpoint.reader import open_checkpoint
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.output import StepOutput
 from chitu_like.models.build import build_model
+from chitu_like.ops.upload import upload
 from chitu_like.worker import memory
 from chitu_like.worker.batch_builder import build_forward_batch
 from chitu_like.worker.device import available_host_bytes
 from chitu_like.worker.kv_pool import KVPool
 from chitu_like.worker.options import RunnerOptions, make_backend
 from chitu_like.worker.pending_step import PendingStep, WarnOnce
+from chitu_like.worker.pipeline import LinkedStage, Stage, StageLinks
 from chitu_like.worker.profile_batch import make_profile_batch
 from chitu_like.worker.prompt_logprobs import gather_prompt_logprobs
-from chitu_like.worker.sampler import SampledRows, Sampler
+from chitu_like.worker.sampler import Sampled, SampledRows, Sampler
 from chitu_like.worker.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -56,12 +58,17 @@ logger = logging.getLogger(__name__)
 class Model(LoadableModel, Protocol):
     """What the runner needs of a model."""
 
-    def forward(self, batch: ForwardBatch) -> Tensor:
-        """Hidden states behind the last layer: [num_tokens, hidden_size]."""
+    def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:
+        """Hidden states behind this rank's last layer: [num_tokens, hidden_size].
+
+        Args:
+            batch: planned.
+            hidden_states: of the stage before; None on the first. May be overwritten.
+        """
         ...
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """[num_rows, hidden_size] to [num_rows, vocab_size]."""
+        """[num_rows, hidden_size] to [num_rows, vocab_size]; all ranks of the stage call it."""
         ...
 
 
@@ -69,32 +76,48 @@ class ModelRunner:
     """Computes batches, each after the one before it.
 
     In this order: `load`, `plan_memory` (where the size of the pool is not known), `allocate`, then
-    any number of `launch` or `execute`.
+    any number of `launch` or `execute`. All ranks of an instance make the same calls in the same
+    order, `load` excepted, which each may do in its own time.
 
     Args:
         options: what was decided.
         model: its parameters are on the device, not yet filled.
         backend: the one that the model's layers call.
+        stage: what passes to and from other stages; None: there are none.
 
     Attributes:
         device: where it computes.
         kv_spec: shape of a KV block on this rank.
+        samples: whether this is the rank that draws the tokens; other ranks' outputs are empty.
     """
 
-    def __init__(self, options: RunnerOptions, model: Model, backend: AttentionBackend) -> None:
+    def __init__(
+        self,
+        options: RunnerOptions,
+        model: Model,
+        backend: AttentionBackend,
+        stage: Stage | None = None,
+    ) -> None:
         self.options = options
         self.device = options.torch_device
         self.kv_spec = options.kv_spec
+        self.samples = options.parallel.is_last_stage and options.parallel.tp_rank == 0
         self._model = model
         self._backend = backend
+        self._stage = stage or Stage()
         self._sampler = Sampler(options.spec.vocab_size, self.device)
         self._warn = WarnOnce(logger)
+        self._weight_bytes = 0
         self._slots: Slots | None = None
         self._pool: KVPool | None = None
 
     @classmethod
-    def build(cls, options: RunnerOptions) -> ModelRunner:
+    def build(cls, options: RunnerOptions, links: StageLinks | None = None) -> ModelRunner:
         """The runner of a model that this package knows, its weights not yet filled.
+
+        Args:
+            options: what was decided.
+            links: to the other pipeline stages, where there are any.
 
         Raises: UnsupportedError if the attention backend cannot serve the model on this device.
         """
@@ -104,9 +127,18 @@ class ModelRunner:
             backend,
             options.torch_dtype,
             options.torch_device,
+            parallel=options.parallel,
             op_impl=options.op_impl,
         )
-        return cls(options, model, backend)
+        stage = None
+        if links is not None:
+            stage = LinkedStage(
+                links,
+                hidden_size=options.spec.hidden_size,
+                dtype=options.torch_dtype,
+                device=options.torch_device,
+            )
+        return cls(options, model, backend, stage)
 
     def load(
         self,
@@ -127,6 +159,10 @@ class ModelRunner:
         Returns: what was read; None where nothing was.
         Raises: CheckpointError where the folder does not hold this model.
         """
+        # Counted now: once loaded, a weight may live in another order beside its parameter.
+        self._weight_bytes = sum(
+            _size_of(parameter) for _, parameter in self._model.named_parameters()
+        )
         if load_format == "dummy":
             return load_dummy_weights(self._model, seed)
         if load_format == "none":
@@ -139,26 +175,30 @@ class ModelRunner:
             return load_weights(self._model, reader, progress=progress)
 
     def plan_memory(
-        self, memory_utilization: float = 0.9, *, num_blocks: int | None = None
+        self,
+        memory_utilization: float = 0.9,
+        *,
+        num_blocks: int | None = None,
+        num_local_ranks: int = 1,
     ) -> memory.MemoryPlan:
-        """Find how many KV blocks there is room for, with the weights already loaded.
+        """Find how many KV blocks there is room for on this rank, with the weights already loaded.
 
         On CUDA the largest steps are run and measured; on a CPU they are estimated from shapes.
 
         Args:
             memory_utilization: share of the device's memory to plan for.
             num_blocks: fixes the pool; only checked then.
+            num_local_ranks: ranks that share this host's memory, all of them loaded.
 
         Raises: CapacityError where it does not fit.
         """
         options = self.options
         if self.device.type == "cpu":
-            weight_bytes = options.spec.num_parameters() * options.torch_dtype.itemsize
             return memory.plan_blocks(
                 self.kv_spec,
-                total_bytes=available_host_bytes() + weight_bytes,
+                total_bytes=available_host_bytes() // num_local_ranks + self._weight_bytes,
                 other_bytes=0,
-                weight_bytes=weight_bytes,
+                weight_bytes=self._weight_bytes,
                 activation_bytes=memory.estimate_activation_bytes(
                     options.spec,
                     dtype=options.torch_dtype,
@@ -199,6 +239,7 @@ class ModelRunner:
             max_reqs: slots, where fewer than the options say.
             max_seq_len: tokens of one request, where fewer than the options say.
         """
+        self._stage.forget()
         self._pool = None  # before the new one: both together may not fit
         self._pool = KVPool(
             self.kv_spec,
@@ -212,6 +253,7 @@ class ModelRunner:
             max_blocks=self.kv_spec.blocks_for(max_seq_len or self.options.max_seq_len),
             vocab_size=self.options.spec.vocab_size,
             device=self.device,
+            counts_tokens=self.samples,
         )
 
     def execute(self, batch: ScheduledBatch) -> StepOutput:
@@ -232,19 +274,42 @@ class ModelRunner:
         pool.swap_in(batch.swap_in)
         if not batch.num_reqs:
             return PendingStep(batch.step_id, None, {}, self._warn)
+        self._stage.await_tokens(batch, slots)
         forward_batch = build_forward_batch(
             batch, slots, pool.layers, block_size=self.options.block_size, device=self.device
         )
         forward_batch.attn_metadata = self._backend.plan(forward_batch)
-        hidden_states = self._model.forward(forward_batch)  # [num_tokens, hidden_size]
+        hidden_states = self._model.forward(
+            forward_batch, self._stage.receive(len(batch.token_ids))
+        )  # [num_tokens, hidden_size]
+        if not self.options.parallel.is_last_stage:
+            self._stage.send(hidden_states)
+            self._stage.expect_tokens(batch)
+            return PendingStep(batch.step_id, None, {}, self._warn)
         prompt_logprobs = gather_prompt_logprobs(
             batch, slots, hidden_states, self._model.compute_logits
         )
         sampled = None
         if any(batch.samples):
             logits = self._model.compute_logits(hidden_states[forward_batch.logits_indices])
-            sampled = self._sampler.sample(logits, SampledRows.of(batch, slots), slots)
-        return PendingStep(batch.step_id, sampled, prompt_logprobs, self._warn)
+            sampled = self._sample(logits, SampledRows.of(batch, slots), slots)
+        return PendingStep(
+            batch.step_id, sampled, prompt_logprobs if self.samples else {}, self._warn
+        )
+
+    def _sample(self, logits: Tensor, rows: SampledRows, slots: Slots) -> Sampled | None:
+        """Draw on one rank of the stage and tell the others; None on those."""
+        tp = self.options.parallel.tp
+        sampled = None
+        if self.samples:
+            sampled = self._sampler.sample(logits, rows, slots)
+            token_ids = tp.broadcast(sampled.token_ids, source=0)
+        else:
+            drawn = torch.empty(len(rows.slots), dtype=torch.int64, device=self.device)
+            token_ids = tp.broadcast(drawn, source=0)
+            slots.last_sampled[upload(rows.slots, self.device)] = token_ids
+        self._stage.return_tokens(token_ids)
+        return sampled
 
     def _measure_activation_bytes(self) -> int:
         """Peak of the largest steps beside weights and cache: one long prompt, then many requests."""
@@ -262,3 +327,7 @@ class ModelRunner:
             self._pool = self._slots = None
             torch.cuda.empty_cache()
         return peak
+
+
+def _size_of(parameter: nn.Parameter) -> int:
+    return parameter.numel() * parameter.itemsize

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from chitu_like.attention.base import AttentionBackend, AttentionSpec, attention_backends
 from chitu_like.core.errors import UnsupportedError
 from chitu_like.core.model_spec import ModelSpec
+from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.kvcache.spec import KVCacheSpec
+from chitu_like.layers.linear import num_local_kv_heads
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -28,6 +30,7 @@ class RunnerOptions:
         block_size: tokens a KV block.
         max_num_batched_tokens: of one step.
         max_reqs: requests at once, or the most that `ModelRunner.allocate` may be told.
+        parallel: which part of the model this rank holds, and whom it computes with.
     """
 
     spec: ModelSpec
@@ -39,6 +42,7 @@ class RunnerOptions:
     block_size: int = 16
     max_num_batched_tokens: int = 2048
     max_reqs: int = 64
+    parallel: ParallelContext = field(default_factory=ParallelContext.single)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -51,11 +55,23 @@ class RunnerOptions:
         return torch.device(self.device)
 
     @property
+    def layers(self) -> range:
+        """GLOBAL indices of this rank's layers."""
+        if self.parallel.layers is not None:
+            return self.parallel.layers
+        return range(self.spec.num_layers)
+
+    @property
+    def num_local_kv_heads(self) -> int:
+        """Key-value heads of this rank: one at least, shared with neighbours where there are few."""
+        return num_local_kv_heads(self.spec.num_kv_heads, self.parallel.tp_size)
+
+    @property
     def kv_spec(self) -> KVCacheSpec:
         """Shape of a KV block on this rank."""
         return KVCacheSpec(
-            layers=tuple(range(self.spec.num_layers)),
-            num_kv_heads=self.spec.num_kv_heads,
+            layers=tuple(self.layers),
+            num_kv_heads=self.num_local_kv_heads,
             head_dim=self.spec.head_dim,
             dtype_bytes=self.torch_dtype.itemsize,
             block_size=self.block_size,
@@ -65,10 +81,10 @@ class RunnerOptions:
     def attention_spec(self) -> AttentionSpec:
         """What the attention backend must know."""
         return AttentionSpec(
-            num_heads=self.spec.num_heads,
-            num_kv_heads=self.spec.num_kv_heads,
+            num_heads=self.spec.num_heads // self.parallel.tp_size,
+            num_kv_heads=self.num_local_kv_heads,
             head_dim=self.spec.head_dim,
-            windows=tuple(dict.fromkeys(self.spec.layer_windows)),
+            windows=tuple(dict.fromkeys(self.spec.layer_windows[i] for i in self.layers)),
             block_size=self.block_size,
             dtype=self.torch_dtype,
             device=self.torch_device,

@@ -23,6 +23,7 @@ class Slots:
         max_blocks: blocks that the longest request needs.
         vocab_size: width of the logits.
         device: where sampled tokens and their counts live.
+        counts_tokens: keep what penalties look at; only the rank that samples needs it.
 
     Attributes:
         block_tables: [max_reqs, max_blocks] int32 on the host; 0 behind num_blocks.
@@ -35,7 +36,13 @@ class Slots:
     """
 
     def __init__(
-        self, *, max_reqs: int, max_blocks: int, vocab_size: int, device: torch.device
+        self,
+        *,
+        max_reqs: int,
+        max_blocks: int,
+        vocab_size: int,
+        device: torch.device,
+        counts_tokens: bool = True,
     ) -> None:
         self.block_tables = np.zeros((max_reqs, max_blocks), np.int32)
         self.num_blocks = np.zeros(max_reqs, np.int64)
@@ -44,6 +51,7 @@ class Slots:
         self.last_sampled = torch.zeros(max_reqs, dtype=torch.int64, device=device)
         self.token_counts = TokenCounts(max_reqs, vocab_size, device)
         self.prompts: dict[int, NDArray[np.int64]] = {}
+        self._counts_tokens = counts_tokens
 
     def apply(self, batch: ScheduledBatch) -> None:
         """Take in the rows and new blocks of a batch, before it is computed."""
@@ -71,7 +79,7 @@ class Slots:
         self.token_counts.drop(slot)
         self.prompts.pop(slot, None)
         history = np.array(row.history, np.int64)
-        if has_penalty(row.sampling):
+        if self._counts_tokens and has_penalty(row.sampling):
             self.token_counts.set(slot, history[: row.prompt_len], history[row.prompt_len :])
         if row.sampling.num_prompt_logprobs >= 0:
             self.prompts[slot] = history[: row.prompt_len]

@@ -46,7 +46,7 @@ class Blocked(TinyModel):
         super().__init__()
         self.may_run = threading.Event()
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, hidden_states: object = None) -> torch.Tensor:
         assert self.may_run.wait(30)
         return super().forward(batch)
 
@@ -56,7 +56,7 @@ class Failing(TinyModel):
 
     num_batches = 0
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, hidden_states: object = None) -> torch.Tensor:
         self.num_batches += 1
         if self.num_batches == 2:
             raise MemoryError("no room for the second batch")
@@ -111,7 +111,7 @@ def test_the_thread_computes_with_the_threads_of_its_maker() -> None:
     seen = []
 
     class Counting(TinyModel):
-        def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        def forward(self, batch: ForwardBatch, hidden_states: object = None) -> torch.Tensor:
             seen.append(torch.get_num_threads())
             return super().forward(batch)
 
