@@ -1,7 +1,8 @@
 """What an instance's leader and its other ranks say to each other over the control channel.
 
-The leader sends ScheduledBatch and the verbs below, in one order for all ranks; a rank works them off
-one after the other. Msgpack of msgspec structs, never pickle.
+The leader sends the verbs of ToWorker, in one order for all ranks; a rank works them off one after the
+other: Load, Plan, Allocate, then any number of Execute, then Stop. Msgpack of msgspec structs, never
+pickle.
 """
 
 from __future__ import annotations
@@ -10,22 +11,44 @@ from typing import TypeAlias
 
 import msgspec
 
+from chitu_like.checkpoint.loader import LoadReport
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.output import StepOutput
+from chitu_like.worker.memory import MemoryPlan
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Build the model, read the weights and answer with Loaded.
+    """Join the other ranks, build the model, read the weights and answer with Loaded.
 
     Attributes:
-        config: the leader's configuration as `config/tree.py` writes it; it wins over the rank's own.
-        decided: key -> value of what the leader resolved and every rank must share.
-        spec_digest: of the leader's ModelSpec; a rank whose files say otherwise fails.
+        config: the leader's configuration as `config/tree.py` writes it, without secrets; it wins over
+            the rank's own.
+        spec_digest: `digest` of the leader's ModelSpec; a rank whose files say otherwise fails.
+        device: kind of device that all ranks compute on.
+        dtype, max_seq_len, attn_type, op_impl, block_size, max_num_batched_tokens, max_reqs: what the
+            leader resolved; fields of RunnerOptions.
     """
 
     config: str
-    decided: dict[str, str | int | float | bool]
     spec_digest: str
+    device: str
+    dtype: str
+    max_seq_len: int
+    attn_type: str
+    op_impl: str
+    block_size: int
+    max_num_batched_tokens: int
+    max_reqs: int
+
+
+class Plan(msgspec.Struct, frozen=True, tag="plan"):
+    """All ranks have loaded: find how many KV blocks fit and answer with Planned.
+
+    Attributes are arguments of ModelRunner.plan_memory.
+    """
+
+    memory_utilization: float
+    num_blocks: int | None
 
 
 class Allocate(msgspec.Struct, frozen=True, tag="allocate"):
@@ -38,7 +61,7 @@ class Allocate(msgspec.Struct, frozen=True, tag="allocate"):
 
 
 class Execute(msgspec.Struct, frozen=True, tag="execute"):
-    """Compute a batch. The last stage's first rank answers with Executed."""
+    """Compute a batch. The rank that samples answers with Executed."""
 
     batch: ScheduledBatch
 
@@ -48,20 +71,15 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """The weights are there, and so much room is left.
+    """The weights are there; `report` says how, None where none were read."""
 
-    Attributes:
-        num_blocks: KV blocks that fit on this rank.
-        weight_bytes: of its weights.
-        num_bytes, load_s: bytes read from files and the seconds that took; 0 where none were.
-        memory: fields of its MemoryPlan, for the table.
-    """
+    report: LoadReport | None
 
-    num_blocks: int
-    weight_bytes: int
-    num_bytes: int
-    load_s: float
-    memory: dict[str, int | str]
+
+class Planned(msgspec.Struct, frozen=True, tag="planned"):
+    """So much room is left on this rank."""
+
+    memory: MemoryPlan
 
 
 class Allocated(msgspec.Struct, frozen=True, tag="allocated"):
@@ -88,5 +106,5 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     step_id: int | None = None
 
 
-ToWorker: TypeAlias = Load | Allocate | Execute | Stop
-FromWorker: TypeAlias = Loaded | Allocated | Executed | Failed
+ToWorker: TypeAlias = Load | Plan | Allocate | Execute | Stop
+FromWorker: TypeAlias = Loaded | Planned | Allocated | Executed | Failed
