@@ -134,7 +134,7 @@ class Request:
     @property
     def is_decoding(self) -> bool:
         """Whether only its newest token is missing from the KV cache."""
-        return self.num_uncomputed == 1 and self.num_computed >= len(self.prompt_token_ids)
+        return self.num_computed >= len(self.prompt_token_ids) and self.num_uncomputed == 1
 
     @property
     def is_finished(self) -> bool:

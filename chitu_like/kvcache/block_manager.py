@@ -108,18 +108,14 @@ class BlockManager:
         self.prefix_hits += len(cached) * self.block_size
         return len(cached) * self.block_size
 
-    def num_missing(self, request: Request, num_tokens: int) -> int:
-        """Blocks still to be allocated until the request can hold `num_tokens` tokens."""
-        return max(0, self.blocks_for(num_tokens) - len(self.block_ids(request)))
-
     def extend(self, request: Request, num_tokens: int) -> bool:
         """Give the request room for `num_tokens` tokens in all; False where blocks lack."""
-        missing = self.num_missing(request, num_tokens)
-        if not missing:
+        table = self._table(request)
+        missing = self.blocks_for(num_tokens) - len(table.block_ids)
+        if missing <= 0:
             return True
         if missing > self.num_free:
             return False
-        table = self._table(request)
         table.block_ids += [self._take() for _ in range(missing)]
         return True
 
@@ -215,7 +211,10 @@ class BlockManager:
             raise RuntimeError(f"host blocks {sorted(host)} and free ones do not add up")
 
     def _table(self, request: Request) -> _Table:
-        return self._tables.setdefault(request.request_id, _Table())
+        table = self._tables.get(request.request_id)
+        if table is None:
+            table = self._tables[request.request_id] = _Table()
+        return table
 
     def _cached_prefix(self, request: Request) -> list[int]:
         """The leading cached blocks that leave at least one token to compute."""

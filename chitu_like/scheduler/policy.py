@@ -151,7 +151,7 @@ class Ordering:
                     f"use a comma list of {', '.join(SORT_KEYS)}"
                 )
         keys = [SORT_KEYS[name] for name in names]
-        self._keys = tuple(key.key for key in keys)
+        self._first, *self._others = (key.key for key in keys)
         self.is_static = all(key.is_static for key in keys)
         self.is_preemptive = keys[0].is_preemptive
         self.can_starve = not {"fcfs", "prefill_first"} >= set(names)  # those keep arrival order
@@ -160,7 +160,11 @@ class Ordering:
         """Sort rank of a request; the smallest goes first."""
         if request.is_promoted:
             return (0.0, request.arrival_s)
-        return (1.0, *(key(request, situation) for key in self._keys), request.arrival_s)
+        first = self._first(request, situation)
+        if not self._others:  # nearly always, for every running request in every step
+            return (1.0, first, request.arrival_s)
+        others = [key(request, situation) for key in self._others]
+        return (1.0, first, *others, request.arrival_s)
 
     def outranks(self, request: Request, other: Request, situation: Situation) -> bool:
         """Whether `request` may take the running `other`'s place: its first key is smaller."""

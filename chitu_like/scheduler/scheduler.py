@@ -337,8 +337,8 @@ class Scheduler:
 
     def _build_batch(self, step: Step, now_s: float) -> ScheduledBatch:
         """The batch of a step, decodes first; every counter moves on as if it were computed."""
-        batch = build_batch(self._num_steps, step, self.blocks)
         chunks = step.ordered_chunks()
+        batch = build_batch(self._num_steps, step, chunks, self.blocks)
         self._prefill_lead *= LEAD_FADE
         for (request, num_tokens), samples in zip(chunks, batch.samples, strict=True):
             self._prefill_lead += num_tokens if request.num_uncomputed > 1 else -num_tokens

@@ -54,9 +54,10 @@ class Step:
         return sorted(self.chunks.values(), key=lambda chunk: chunk[1] > 1)
 
 
-def build_batch(step_id: int, step: Step, blocks: BlockManager) -> ScheduledBatch:
-    """The batch of a step. The requests' counters still say what was before it."""
-    chunks = step.ordered_chunks()
+def build_batch(
+    step_id: int, step: Step, chunks: list[tuple[Request, int]], blocks: BlockManager
+) -> ScheduledBatch:
+    """The batch of a step, whose chunks are in order. The requests' counters say what was before it."""
     return ScheduledBatch(
         step_id=step_id,
         slots=[slot_of(request) for request, _ in chunks],
