@@ -18,6 +18,7 @@ from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import ConfigError, PeerError
 from chitu_like.model_files import ModelFiles
 from chitu_like.server.front_end_config import FrontEndConfig
+from chitu_like.server.leader import Connect, Drain
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,18 @@ END_TIMEOUT_S = 3.0
 """What a front end needs to say goodbye to its clients."""
 
 
+def engine_address(folder: str, instance: int) -> str:
+    """What an engine on the front end's own machine binds."""
+    return f"ipc://{folder}/engine-{instance}"
+
+
 class _Event(msgspec.Struct):
-    """A line the front end writes to its standard output."""
+    """A line the front end writes to its standard output; see server/front_end.py."""
 
     event: str
     host: str = ""
     port: int = 0
+    instance: int = 0
     message: str = ""
 
 
@@ -44,17 +51,31 @@ class FrontEndProcess:
         config: the whole configuration.
         files: of the model.
         started: name of this run's log folder.
+        is_supervised: this process is the supervisor of many ranks: it says with `connect` where
+            the engines are, and ends the ranks of lost instances. Else it is the one engine's.
+
+    Attributes:
+        url: where it listens.
+        secret: what opens an engine to it.
+        folder: of mode 0700, for the sockets of engines on this machine.
 
     Raises:
         ConfigError: the front end cannot start with this configuration (the port is taken).
         PeerError: it died without saying why.
     """
 
-    def __init__(self, config: ServeConfig, files: ModelFiles, started: str) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        files: ModelFiles,
+        started: str,
+        *,
+        is_supervised: bool = False,
+    ) -> None:
         """Start it and wait until it listens."""
         # Mode 0700: ours alone. Whoever ends last removes it, here or in the front end.
         self._folder = tempfile.TemporaryDirectory(prefix="chitu-like-", ignore_cleanup_errors=True)
-        self.engine_address = f"ipc://{self._folder.name}/engine-0"
+        self._is_supervised = is_supervised
         self.secret = secrets.token_hex(32)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "chitu_like.server"],
@@ -67,17 +88,40 @@ class FrontEndProcess:
         try:
             self._write(self._config_line(config, files, started))
             self.url = self._wait_listening()
+            if not is_supervised:
+                self.connect(0, self.engine_address)
         except BaseException:
             self.end()
             raise
 
+    @property
+    def folder(self) -> str:
+        """See the class."""
+        return self._folder.name
+
+    @property
+    def engine_address(self) -> str:
+        """What the one engine of this process binds."""
+        return engine_address(self.folder, 0)
+
+    def connect(self, instance: int, address: str) -> None:
+        """Say where an instance's engine is."""
+        self._write(msgspec.json.encode(Connect(instance=instance, address=address)) + b"\n")
+
     def drain(self) -> None:
         """Refuse new requests, finish the open ones, then stop the engine and exit."""
         self._is_draining = True
-        self._write(b'{"command":"drain"}\n')
+        self._write(msgspec.json.encode(Drain()) + b"\n")
 
-    def when_ended(self, call: Callable[[int, str], None]) -> None:
+    def when_ended(
+        self,
+        call: Callable[[int, str], None],
+        *,
+        when_lost: Callable[[int], None] | None = None,
+    ) -> None:
         """Call `call(exit code, reason)` from a thread when the process is gone before `end`.
+
+        Before that it calls `when_lost(instance)` for each instance that the front end gave up.
 
         Code 0 says that it has drained. Then the engine was told to stop, so it is given
         END_TIMEOUT_S to do so: it has not heard where it was still loading.
@@ -86,7 +130,10 @@ class FrontEndProcess:
         def watch() -> None:
             reason = ""
             while (event := self._read_event()) is not None:
-                reason = event.message  # it speaks again only to say why it cannot go on
+                if event.event == "failed":
+                    reason = event.message
+                elif event.event == "lost" and when_lost is not None:
+                    when_lost(event.instance)
             code = self._process.wait()
             if code == 0:
                 self._is_ended.wait(END_TIMEOUT_S)
@@ -142,7 +189,7 @@ class FrontEndProcess:
             if value != "auto"
         }
         return FrontEndConfig(
-            engine_addresses=[self.engine_address],
+            num_instances=config.deploy.replicas,
             secret=self.secret,
             model_name=config.served_name,
             host=serve.host,
@@ -151,12 +198,15 @@ class FrontEndProcess:
             admin_api_key=serve.admin_api_key,
             tokenizer_path=str(files.tokenizer_dir) if files.tokenizer_dir else None,
             eos_token_ids=files.eos_token_ids,
+            policy=config.router.policy,
+            seed=config.infer.seed,
             sampling_defaults=files.sampling_defaults,
             ignore_eos=not config.infer.stop_with_eos,
             drain_timeout_s=serve.drain_timeout_s,
             request_timeout_s=serve.request_timeout_s,
             stall_timeout_s=serve.stall_timeout_s,
             leader_pid=os.getpid(),
+            is_supervised=self._is_supervised,
             run_dir=self._folder.name,
             log_dir=config.log_dir,
             started=started,

@@ -183,9 +183,6 @@ class FakeEngine:
                     self._send(socket, StepMessage([], self._stats()))
                 continue
             if self._failure is not None:
-                requests = [r.request for r in (*self._waiting, *self._running.values())]
-                self._send(socket, StepMessage([self._broken(r) for r in requests], EngineStats()))
-                self._stopped.wait(0.02)
                 self._send(socket, Failed(self._failure))
                 self._stopped.wait(1.0)
                 break
@@ -240,11 +237,6 @@ class FakeEngine:
             num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=num_output_tokens,
             prefix_cache_queries=num_prompt_tokens,
-        )
-
-    def _broken(self, request: AddRequest) -> RequestDelta:
-        return RequestDelta(
-            request.request_id, [], finish_reason=FinishReason.ERROR, error=self._failure
         )
 
     def _advance(self, running: _Running) -> RequestDelta:

@@ -24,10 +24,11 @@ SECRET = "s3cret"
 
 
 class Service:
-    """A front-end process and its fake engine."""
+    """A front-end process and its fake engines."""
 
-    def __init__(self, engine: FakeEngine, config: FrontEndConfig) -> None:
-        self.engine = engine
+    def __init__(self, engines: list[FakeEngine], config: FrontEndConfig) -> None:
+        self.engine = engines[0]
+        self.engines = engines
         self.process = subprocess.Popen(
             [sys.executable, "-m", "chitu_like.server"],
             stdin=subprocess.PIPE,
@@ -39,6 +40,8 @@ class Service:
         assert self.process.stdout is not None
         self.process.stdin.write(config.to_json())
         self.process.stdin.flush()
+        for instance, engine in enumerate(engines):
+            self.order("connect", instance=instance, address=engine.address)
         self.first_event: dict[str, Any] = json.loads(self.process.stdout.readline())
         self.port = self.first_event.get("port", 0)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -50,9 +53,9 @@ class Service:
             time.sleep(0.02)
         return self
 
-    def order(self, command: str) -> None:
+    def order(self, command: str, **details: object) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"command": command}).encode() + b"\n")
+        self.process.stdin.write(json.dumps({"command": command, **details}).encode() + b"\n")
         self.process.stdin.flush()
 
     def lose_leader(self) -> None:
@@ -82,25 +85,34 @@ class Service:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
-        self.engine.close()
+        for engine in self.engines:
+            engine.close()
 
 
 Start = Callable[..., Service]
 
 
 def make_starter(stack: ExitStack, tokenizer_dir: Path) -> Start:
-    def start(engine: dict[str, Any] | None = None, wait: bool = True, **settings: Any) -> Service:
+    def start(
+        engine: dict[str, Any] | None = None,
+        wait: bool = True,
+        num_instances: int = 1,
+        **settings: Any,
+    ) -> Service:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chitu-test-"))
-        address = f"ipc://{folder}/engine"
         config = {
-            "engine_addresses": [address],
+            "num_instances": num_instances,
             "secret": SECRET,
             "model_name": "fake",
             "tokenizer_path": str(tokenizer_dir),
             "leader_pid": None,
             **settings,
         }
-        service = Service(FakeEngine(address, SECRET, **(engine or {})), FrontEndConfig(**config))
+        engines = [
+            FakeEngine(f"ipc://{folder}/engine-{i}", SECRET, **(engine or {}))
+            for i in range(num_instances)
+        ]
+        service = Service(engines, FrontEndConfig(**config))
         stack.callback(service.close)
         return service.wait_ready() if wait else service
 

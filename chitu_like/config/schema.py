@@ -159,6 +159,19 @@ class DeployConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RouterConfig(Section):
+    """Which instance gets a request, where there are several."""
+
+    prefix: ClassVar[str] = "router."
+
+    policy: str = setting(
+        "least_loaded",
+        "least_loaded, round_robin, power_of_two (the less loaded of two drawn by lot) or "
+        "prefix_aware (where its longest prefix was sent before, unless that one is busier)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SchedulerConfig(Section):
     """Who runs next, and how much may wait."""
 
@@ -258,6 +271,7 @@ class ServeConfig(Section):
     dtype: Dtype | Auto = setting("auto", "type of weights and activations; auto: the checkpoint's")
     infer: InferConfig = InferConfig()
     deploy: DeployConfig = DeployConfig()
+    router: RouterConfig = RouterConfig()
     quant: QuantName | None = setting(
         None, "quantisation scheme; null: what the checkpoint declares"
     )

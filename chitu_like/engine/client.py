@@ -1,7 +1,7 @@
 """The asking end of an engine: an asyncio ZeroMQ socket that speaks `engine/messages.py`.
 
-One DEALER socket to one engine. The engine binds, so either side may start first; nothing is
-reconnected after the engine has gone, because its requests went with it.
+One DEALER socket to one engine. The engine binds, so either side may start first. Where an engine
+has gone, its requests went with it: whoever asked closes the client.
 """
 
 from __future__ import annotations
@@ -28,23 +28,26 @@ MAX_PENDING_SENDS = 1 << 16
 is this far behind has stopped, and its front end must not grow with it."""
 MAX_MESSAGE_BYTES = 1 << 28
 """Largest message taken from an engine: far above a step with prompt log-probabilities."""
+PING_MS, PONG_TIMEOUT_MS = 2_000, 10_000
+"""Over a network a machine that lost its power says no goodbye. Answered by ZeroMQ's own thread, so
+an engine may take as long as it likes for a step."""
 
 
 class EngineClient:
     """One engine, seen from the front end. Belongs to one event loop.
 
     Args:
-        address: ZeroMQ endpoint the engine binds, such as ipc:///run/x/engine0 (in a folder of
-            mode 0700) or tcp://10.0.0.2:29600.
         secret: what the engine expects in Hello.
         context: shared ZeroMQ context; None makes one of its own, ended by `close`.
+
+    Attributes:
+        address: where the engine is; None until `connect`.
     """
 
-    def __init__(
-        self, address: str, secret: str, *, context: zmq.asyncio.Context | None = None
-    ) -> None:
-        self.address = address
+    def __init__(self, secret: str, *, context: zmq.asyncio.Context | None = None) -> None:
+        self.address: str | None = None
         self._secret = secret
+        self._connected = asyncio.Event()
         self._own_context = zmq.asyncio.Context() if context is None else None
         self._context = self._own_context if context is None else context
         self._encoder = msgspec.msgpack.Encoder()
@@ -52,23 +55,33 @@ class EngineClient:
         self._socket: zmq.asyncio.Socket | None = None
         self._monitor: zmq.asyncio.Socket | None = None
 
-    def connect(self) -> None:
-        """Say Hello; it waits in the socket until the engine binds.
+    def connect(self, address: str) -> None:
+        """Say Hello; it waits in the socket until the engine binds. Only once.
+
+        Args:
+            address: ZeroMQ endpoint the engine binds, such as ipc:///run/x/engine-0 (in a folder of
+                mode 0700) or tcp://10.0.0.2:29600.
 
         Raises: PeerError if the address cannot be used.
         """
         assert self._context is not None
+        assert self.address is None, f"connected to {self.address} already"
+        self.address = address
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, MAX_PENDING_SENDS)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        if address.startswith("tcp:"):
+            socket.setsockopt(zmq.HEARTBEAT_IVL, PING_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PONG_TIMEOUT_MS)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
-            socket.connect(self.address)
+            socket.connect(address)
         except zmq.ZMQError as error:
-            raise PeerError(f"engine address {self.address!r} cannot be used: {error}") from None
+            raise PeerError(f"engine address {address!r} cannot be used: {error}") from None
         self._socket = socket
         self._send(Hello(secret=self._secret))
+        self._connected.set()
 
     def add(self, request: AddRequest) -> None:
         """Hand a request over; never waits.
@@ -89,10 +102,11 @@ class EngineClient:
         self._send(Shutdown())
 
     async def messages(self) -> AsyncIterator[ToFrontEnd]:
-        """Yield what the engine says, in order, until this client is closed.
+        """Yield what the engine says, in order, once connected and until this client is closed.
 
         Raises: PeerError for bytes that are no message of ours.
         """
+        await self._connected.wait()
         while self._socket is not None:
             frame = await self._socket.recv()
             try:
@@ -102,6 +116,7 @@ class EngineClient:
 
     async def wait_gone(self) -> None:
         """Return when the engine's end of the connection has closed."""
+        await self._connected.wait()
         if self._monitor is not None:
             await self._monitor.recv_multipart()  # only EVENT_DISCONNECTED is subscribed
 

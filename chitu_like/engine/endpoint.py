@@ -19,7 +19,6 @@ from chitu_like.engine.engine import Engine
 from chitu_like.engine.messages import (
     AbortRequests,
     AddRequest,
-    EngineStats,
     Failed,
     Hello,
     Ready,
@@ -106,7 +105,8 @@ def serve(engine: Engine, endpoint: EngineEndpoint) -> None:
     A Hello is answered with Ready.
 
     Raises:
-        Exception: whatever broke the executor, after every open request was answered.
+        Exception: whatever broke the executor, after the front end was told: Failed ends all
+            requests.
     """
     try:
         while _take_messages(engine, endpoint):
@@ -115,7 +115,6 @@ def serve(engine: Engine, endpoint: EngineEndpoint) -> None:
                 endpoint.send(StepMessage(deltas, engine.stats()))
     except Exception as error:
         reason = f"the engine failed: {type(error).__name__}"
-        endpoint.send(StepMessage(engine.fail_all(reason), EngineStats()))
         endpoint.send(Failed(str(error) if isinstance(error, PeerError) else reason))
         raise
 

@@ -95,13 +95,6 @@ class Engine:
         self._num_output_tokens += sum(len(delta.token_ids) for delta in deltas)
         return deltas
 
-    def fail_all(self, reason: str) -> list[RequestDelta]:
-        """The last delta of every open request after the executor broke."""
-        return [
-            RequestDelta(request_id, [], finish_reason=FinishReason.ERROR, error=reason)
-            for request_id in self._scheduler.open_requests()
-        ]
-
     def stats(self) -> EngineStats:
         """Gauges and totals now."""
         scheduler = self._scheduler

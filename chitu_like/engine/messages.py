@@ -101,7 +101,11 @@ class StepMessage(msgspec.Struct, frozen=True, tag="step"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The engine cannot go on; `reason` is one sentence fit for an operator's log."""
+    """The engine cannot go on: its open requests have ended, nothing follows.
+
+    Attributes:
+        reason: one sentence fit for an operator's log.
+    """
 
     reason: str
 

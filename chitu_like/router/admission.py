@@ -49,9 +49,10 @@ def choose_instances(
     policy: Policy,
     bounds: QueueBounds,
 ) -> list[int]:
-    """Index of the instance for each request.
+    """Index of the instance for each request, among those that have room for it.
 
-    Requests that share one prompt list (n > 1) go to one instance, for its prefix cache.
+    Requests that share one prompt list (n > 1) go to one instance, for its prefix cache, as long as
+    it has room.
 
     Raises:
         Refused: there is no room for all of them now.
@@ -67,19 +68,24 @@ def choose_instances(
     chosen: list[int] = []
     previous: list[int] | None = None
     for request in requests:
-        if request.prompt_token_ids is not previous:
-            index = policy(loads)
-            previous = request.prompt_token_ids
-        loads[index] = _admit(loads[index], len(request.prompt_token_ids), bounds)
+        open_ones = [i for i, load in enumerate(loads) if _has_room(load, request, bounds)]
+        if not open_ones:
+            raise Refused("the service is full", code="overloaded", retry_after_s=1)
+        if request.prompt_token_ids is not previous or chosen[-1] not in open_ones:
+            index = open_ones[policy.choose([loads[i] for i in open_ones], request)]
+        previous = request.prompt_token_ids
+        loads[index] = _with(loads[index], request)
         chosen.append(index)
     return chosen
 
 
-def _admit(load: InstanceLoad, num_tokens: int, bounds: QueueBounds) -> InstanceLoad:
-    """The load with one more request on it, where there is room for it."""
-    is_full = load.num_open >= load.max_reqs + bounds.requests
-    num_waiting_tokens = load.num_waiting_tokens + num_tokens
+def _has_room(load: InstanceLoad, request: AddRequest, bounds: QueueBounds) -> bool:
+    num_waiting_tokens = load.num_waiting_tokens + len(request.prompt_token_ids)
     is_behind = load.num_waiting_tokens > 0 and num_waiting_tokens > bounds.tokens
-    if is_full or is_behind:
-        raise Refused("the service is full", code="overloaded", retry_after_s=1)
+    return load.num_open < load.max_reqs + bounds.requests and not is_behind
+
+
+def _with(load: InstanceLoad, request: AddRequest) -> InstanceLoad:
+    """The load with one more request on it."""
+    num_waiting_tokens = load.num_waiting_tokens + len(request.prompt_token_ids)
     return replace(load, num_open=load.num_open + 1, num_waiting_tokens=num_waiting_tokens)

@@ -25,13 +25,12 @@ from chitu_like.engine.messages import (
 from chitu_like.router.admission import QueueBounds, Refused, choose_instances
 from chitu_like.router.inbox import Inbox
 from chitu_like.router.instance import Engine, Instance, sum_stats
-from chitu_like.router.policy import Policy, least_loaded
+from chitu_like.router.policy import LeastLoaded, Policy
 
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 0.2
-"""How long an engine's word that it failed may lag behind the signs of it: its connection closed,
-its requests ended with errors."""
+"""How long an engine's word that it failed may lag behind the end of its connection."""
 
 
 class RouterState(Enum):
@@ -46,17 +45,22 @@ class RouterState(Enum):
 class Router:
     """Calls in, deltas out, over one or more engines. Belongs to one event loop.
 
+    While instances load, the loss of one is the failure of all. Once all have been ready an
+    instance fails alone: its requests end with an error, and the others serve on. The service
+    fails with the last of them.
+
     Args:
         engines: at least one, connected.
         max_queued_requests, max_queued_tokens: see QueueBounds.
-        policy: which instance comes next.
+        policy: which instance comes next; None: the least loaded.
         now: seconds on a clock that never goes back.
 
     Attributes:
-        on_step: told of every step with the instance's stats before and after it, for metrics.
+        instances: one for each engine, lost ones too; read-only outside.
+        on_step: told of every step with the instance and its stats before and after it.
+        on_lost: told of every instance that fails.
         failure: why the service cannot go on, or None.
         failed, draining: set when that begins.
-        last_progress_s: when an engine last reported a step, or work began on an idle service.
     """
 
     def __init__(
@@ -65,19 +69,24 @@ class Router:
         *,
         max_queued_requests: int,
         max_queued_tokens: int,
-        policy: Policy = least_loaded,
+        policy: Policy | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._instances = [Instance(engine) for engine in engines]
+        self.instances = tuple(Instance(i, engine) for i, engine in enumerate(engines))
         self._bounds = QueueBounds(requests=max_queued_requests, tokens=max_queued_tokens)
-        self._policy = policy
+        self._policy = policy or LeastLoaded()
         self._now = now
-        self.on_step: Callable[[EngineStats, EngineStats], None] | None = None
+        self.on_step: Callable[[Instance, EngineStats, EngineStats], None] | None = None
+        self.on_lost: Callable[[Instance], None] | None = None
         self._routes: dict[str, tuple[Instance, Inbox]] = {}
         self.draining = asyncio.Event()
         self.failure: str | None = None
         self.failed = asyncio.Event()
-        self.last_progress_s = now()
+
+    @property
+    def up(self) -> list[Instance]:
+        """Instances that are not lost."""
+        return [instance for instance in self.instances if instance.is_up]
 
     @property
     def state(self) -> RouterState:
@@ -86,8 +95,11 @@ class Router:
             return RouterState.FAILED
         if self.draining.is_set():
             return RouterState.DRAINING
-        is_ready = all(instance.info is not None for instance in self._instances)
-        return RouterState.READY if is_ready else RouterState.LOADING
+        return RouterState.LOADING if self._is_loading else RouterState.READY
+
+    @property
+    def _is_loading(self) -> bool:
+        return any(instance.info is None for instance in self.instances)
 
     @property
     def num_open(self) -> int:
@@ -97,8 +109,8 @@ class Router:
     @property
     def info(self) -> EngineInfo | None:
         """Limits that hold on every instance, with the pools added up; None while one loads."""
-        infos = [instance.info for instance in self._instances if instance.info is not None]
-        if len(infos) < len(self._instances):
+        infos = [instance.info for instance in self.up if instance.info is not None]
+        if self._is_loading or not infos:
             return None
         return EngineInfo(
             max_seq_len=min(info.max_seq_len for info in infos),
@@ -111,17 +123,24 @@ class Router:
     @property
     def stats(self) -> EngineStats:
         """Stats of all instances: sums, and the mean of kv_usage."""
-        return sum_stats([instance.stats for instance in self._instances])
+        return sum_stats(self.instances)
 
     def seconds_without_progress(self) -> float:
-        """How long open requests have seen no step; 0 with none open."""
-        return self._now() - self.last_progress_s if self._routes else 0.0
+        """How long no instance at all has done anything for its open requests; 0 where one does."""
+        now_s = self._now()
+        silences = (instance.seconds_without_progress(now_s) for instance in self.up)
+        return min(silences, default=0.0)
+
+    def stalled(self, limit_s: float) -> list[Instance]:
+        """Instances with open requests and no step for longer than `limit_s`."""
+        now_s = self._now()
+        return [i for i in self.up if i.seconds_without_progress(now_s) > limit_s]
 
     async def run(self) -> None:
-        """Carry messages until an engine fails or this is cancelled. Never raises."""
-        pumps = [asyncio.ensure_future(self._pump(instance)) for instance in self._instances]
+        """Carry messages until every engine has failed or this is cancelled. Never raises."""
+        pumps = [asyncio.ensure_future(self._pump(instance)) for instance in self.instances]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(pumps)
         finally:
             for pump in pumps:
                 pump.cancel()
@@ -130,21 +149,34 @@ class Router:
         """Take no new call; open ones go on."""
         self.draining.set()
 
+    def shut_down(self, error: ChituError) -> None:
+        """End every open request with `error` and let the engines go that are ready to hear it."""
+        self._cut(error)
+        for instance in self.up:
+            if instance.info is not None:
+                instance.engine.shutdown()
+
     def fail(self, reason: str) -> None:
         """End every open request with an error and take no more. The first reason stays."""
         if self.failure is not None:
             return
         self.failure = reason
         logger.error("the service has failed: %s", reason)
-        self.cut_all(PeerError("the engine has failed; this request cannot be finished"))
+        self._cut(_lost_request())
         self.failed.set()
 
-    def cut_all(self, error: ChituError) -> None:
-        """End every open request with an error; the engines are not told."""
-        for request_id, (instance, inbox) in self._routes.items():
-            instance.closed(request_id)
-            inbox.fail(error)
-        self._routes.clear()
+    def fail_instance(self, instance: Instance, reason: str) -> None:
+        """Lose one instance, and the service with it where it was the last or one still loads."""
+        if not instance.is_up or self.failure is not None:
+            return
+        instance.fail(reason)
+        if self.on_lost is not None:
+            self.on_lost(instance)
+        if not self.up or self._is_loading:
+            self.fail(reason)
+            return
+        logger.error("instance %d has failed, %d left: %s", instance.number, len(self.up), reason)
+        self._cut_instance(instance, _lost_request())
 
     def check_open(self) -> EngineInfo:
         """Return the limits a new call must keep.
@@ -173,16 +205,15 @@ class Router:
             PeerError, CapacityError: an engine is gone or has stopped reading.
         """
         self.check_open()
-        loads = [instance.load() for instance in self._instances]
+        up = self.up
+        loads = [instance.load() for instance in up]
         indices = choose_instances(loads, requests, policy=self._policy, bounds=self._bounds)
-        chosen = [self._instances[index] for index in indices]
         inbox = Inbox(request.request_id for request in requests)
-        if not self._routes:
-            self.last_progress_s = self._now()
         try:
-            for request, instance in zip(requests, chosen, strict=True):
+            for request, index in zip(requests, indices, strict=True):
+                instance = up[index]
                 instance.engine.add(request)
-                instance.opened(request)
+                instance.opened(request, self._now())
                 self._routes[request.request_id] = (instance, inbox)
         except (CapacityError, PeerError):
             self.abort(inbox)
@@ -204,26 +235,49 @@ class Router:
                 instance.closed(request_id)
                 by_instance.setdefault(instance, []).append(request_id)
         for instance, ids in by_instance.items():
-            instance.engine.abort(ids)
+            _abort_on(instance, ids)
+
+    def _cut(self, error: ChituError) -> None:
+        """End every open request with an error; the engines are not told."""
+        for request_id, (instance, inbox) in self._routes.items():
+            instance.closed(request_id)
+            inbox.fail(error)
+        self._routes.clear()
+
+    def _cut_instance(self, lost: Instance, error: ChituError) -> None:
+        """End the calls that have a request on `lost`; what they have elsewhere is freed."""
+        routes = [(name, inbox) for name, (i, inbox) in self._routes.items() if i is lost]
+        for request_id, inbox in routes:
+            del self._routes[request_id]
+            lost.closed(request_id)
+            inbox.open_ids.discard(request_id)
+        for inbox in dict.fromkeys(inbox for _, inbox in routes):
+            self.abort(inbox)
+            inbox.fail(error)
 
     async def _pump(self, instance: Instance) -> None:
-        gone = asyncio.ensure_future(instance.engine.wait_gone())
+        """Carry an engine's messages until it fails or is declared lost."""
         reading = asyncio.ensure_future(self._read(instance))
+        gone = asyncio.ensure_future(instance.engine.wait_gone())
+        lost = asyncio.ensure_future(instance.lost.wait())
         try:
-            await asyncio.wait({gone, reading}, return_when=asyncio.FIRST_COMPLETED)
-            # What it said before it went, such as Failed, may still be in the socket.
-            await asyncio.wait({reading}, timeout=LAST_WORDS_S)
+            await asyncio.wait({reading, gone, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if instance.is_up:
+                # What it said before it went, such as Failed, may still be in the socket.
+                await asyncio.wait({reading}, timeout=LAST_WORDS_S)
             if reading.done():
                 reading.result()
-            self.fail("an engine has closed its connection")
+            self.fail_instance(instance, "an engine has closed its connection")
         except PeerError as error:
-            self.fail(str(error))
+            self.fail_instance(instance, str(error))
         except Exception:  # a fault of ours must not leave clients waiting
             logger.exception("the router broke on a message of an engine")
             self.fail("the router has an internal error")
         finally:
-            gone.cancel()
-            reading.cancel()
+            for part in (reading, gone, lost):
+                part.cancel()
+            if not instance.is_up:
+                instance.engine.close()
 
     async def _read(self, instance: Instance) -> None:
         async for message in instance.engine.messages():
@@ -232,14 +286,14 @@ class Router:
             elif isinstance(message, Ready):
                 instance.info = message.info
             elif isinstance(message, Failed):
-                self.fail(message.reason)
+                self.fail_instance(instance, message.reason)
                 return
 
     def _stepped(self, instance: Instance, message: StepMessage) -> None:
-        self.last_progress_s = self._now()
+        instance.last_progress_s = self._now()
         previous, instance.stats = instance.stats, message.stats
         if self.on_step is not None:
-            self.on_step(previous, message.stats)
+            self.on_step(instance, previous, message.stats)
         for delta in message.deltas:
             self._deliver(delta)
 
@@ -256,3 +310,14 @@ class Router:
             instance.closed(delta.request_id)
         else:
             instance.answered(delta.request_id)
+
+
+def _abort_on(instance: Instance, request_ids: Sequence[str]) -> None:
+    try:
+        instance.engine.abort(request_ids)
+    except CapacityError as error:  # it may compute on; nobody waits for these any more
+        logger.warning("instance %d was not told of an abort: %s", instance.number, error)
+
+
+def _lost_request() -> PeerError:
+    return PeerError("the engine has failed; this request cannot be finished")

@@ -223,9 +223,23 @@ class Load(Struct, frozen=True, kw_only=True):
 
 
 class Status(Struct, frozen=True):
-    """GET /health, GET /ready and admin routes."""
+    """GET /ready and admin routes."""
 
     status: str
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """GET /health.
+
+    Attributes:
+        status: ok, or degraded where instances were lost and others serve on.
+        instances_up: how many serve.
+        instances: how many there were at the start.
+    """
+
+    status: str
+    instances_up: int
+    instances: int
 
 
 class Version(Struct, frozen=True):

@@ -82,7 +82,7 @@ ENDPOINTS = (
         is_guarded=True,
     ),
     Endpoint(
-        method="GET", path="/health", handler=status.health, gives=answers.Status, errors=(503,)
+        method="GET", path="/health", handler=status.health, gives=answers.Health, errors=(503,)
     ),
     Endpoint(
         method="GET", path="/ready", handler=status.ready, gives=answers.Status, errors=(503,)

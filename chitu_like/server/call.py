@@ -12,7 +12,7 @@ from chitu_like.core.errors import CapacityError, PeerError
 from chitu_like.core.output import FinishReason, RequestDelta
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine.messages import AddRequest
-from chitu_like.router.router import LAST_WORDS_S, Router
+from chitu_like.router.router import Router
 from chitu_like.server.answers import PromptTokensDetails, Usage
 from chitu_like.server.choice import Choice, ChoiceDelta
 from chitu_like.server.metrics import Metrics
@@ -102,7 +102,7 @@ class Call:
                 choice = self._by_id[delta.request_id]
                 if choice.finish_reason is not None:
                     continue  # what the engine computed after a stop string
-                await self._raise_failure(delta, choice)
+                self._raise_failure(delta, choice)
                 news = choice.accept(delta)
                 if choice.finish_reason is not None:
                     num_growing -= 1
@@ -179,12 +179,9 @@ class Call:
         check_token_ids("logit_bias", list(params.logit_bias), info.vocab_size)
         check_token_ids("stop_token_ids", params.stop_token_ids, info.vocab_size)
 
-    async def _raise_failure(self, delta: RequestDelta, choice: Choice) -> None:
+    def _raise_failure(self, delta: RequestDelta, choice: Choice) -> None:
         if delta.finish_reason is FinishReason.ERROR:
-            # An engine that breaks ends every request with an error and only then says Failed; one
-            # that refuses a request has given it no token.
-            await asyncio.sleep(LAST_WORDS_S)
-            if self._router.failure is not None or choice.num_output_tokens:
+            if choice.num_output_tokens:  # an engine that refuses a request gives it no token
                 raise PeerError("the engine has failed; this request cannot be finished")
             raise ApiError(400, delta.error or "the engine refused the request", code="refused")
         if delta.finish_reason is FinishReason.ABORT:

@@ -1,8 +1,9 @@
 """The front-end process: listens at once, serves when the model is there, ends with its leader.
 
-The leader writes one FrontEndConfig as a JSON line to stdin and keeps stdin open. This process
-writes JSON lines to stdout: {"event": "listening", "host", "port"}, or {"event": "failed",
-"message"} for what the user can put right. Exit codes: 0 drained, 1 leader or engine failed, 2 the
+The leader writes one FrontEndConfig as a JSON line to stdin, then orders, and keeps stdin open. This
+process writes JSON lines to stdout: {"event": "listening", "host", "port"}; {"event": "lost",
+"instance", "message"} for an instance that failed; {"event": "failed", "message"} for what the user
+can put right. Exit codes: 0 drained, 1 leader or engine failed, 2 the
 user's mistake.
 """
 
@@ -24,10 +25,12 @@ from starlette.types import ASGIApp
 from chitu_like.core.errors import CapacityError, ChituError, ConfigError, PeerError
 from chitu_like.core.logging import configure_logging
 from chitu_like.engine.client import EngineClient
+from chitu_like.router.instance import Instance
+from chitu_like.router.policy import make_policy
 from chitu_like.router.router import Router
 from chitu_like.server.api import build_app
 from chitu_like.server.front_end_config import FrontEndConfig
-from chitu_like.server.leader import Command, Leader
+from chitu_like.server.leader import Connect, Drain, Leader, Order
 from chitu_like.server.metrics import Metrics
 from chitu_like.server.prompts import PromptMaker
 from chitu_like.server.service import Service
@@ -84,16 +87,18 @@ class FrontEnd:
         self._leader = leader
         context = zmq.asyncio.Context()
         self._engines = [
-            EngineClient(address, config.secret, context=context)
-            for address in config.engine_addresses
+            EngineClient(config.secret, context=context) for _ in range(config.num_instances)
         ]
         self._router = Router(
             self._engines,
             max_queued_requests=config.max_queued_requests,
             max_queued_tokens=config.max_queued_tokens,
+            policy=make_policy(config.policy, config.seed),
         )
-        metrics = Metrics(config.model_name, lambda: self._router.stats)
+        metrics = Metrics(config.model_name, self._router.instances)
         self._router.on_step = metrics.stepped
+        if config.is_supervised:
+            self._router.on_lost = self._tell_lost
         self._service = Service(config, self._router, metrics)
         self._is_stalled = False
 
@@ -102,8 +107,6 @@ class FrontEnd:
         listener = _bind(self._config.host, self._config.port)
         server = _Server(_uvicorn_config(build_app(self._service, self._config)))
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-        for engine in self._engines:
-            engine.connect()
         host, port = listener.getsockname()[:2]
         self._leader.tell("listening", host=host, port=port)
         logger.info("listening on http://%s:%d", host, port)
@@ -158,22 +161,34 @@ class FrontEnd:
 
     async def _take_orders(self) -> None:
         try:
-            while await self._leader.read_command() is Command.DRAIN:
-                self._router.drain()
+            while True:
+                self._follow(await self._leader.read_order())
         except PeerError as error:
             # A leader that said drain may leave as soon as nobody waits for an answer.
             if self._router.num_open or not self._router.draining.is_set():
                 self._router.fail(str(error))
 
+    def _follow(self, order: Order) -> None:
+        """Do what the leader said. Raises: PeerError for an instance or address there is not."""
+        if isinstance(order, Drain):
+            self._router.drain()
+        elif isinstance(order, Connect):
+            if not 0 <= order.instance < len(self._engines):
+                raise PeerError(f"the leader named instance {order.instance}, which there is not")
+            self._engines[order.instance].connect(order.address)
+
+    def _tell_lost(self, instance: Instance) -> None:
+        self._leader.tell("lost", instance=instance.number, message=instance.failure or "")
+
     async def _watch_progress(self) -> None:
-        """Give up when there is work and no step for `stall_timeout_s`."""
+        """Give an instance up that has work and makes no step for `stall_timeout_s`."""
         limit_s = self._config.stall_timeout_s
         while True:
             await asyncio.sleep(limit_s / 4)
-            if self._router.seconds_without_progress() > limit_s:
+            for instance in self._router.stalled(limit_s):
                 self._is_stalled = True
-                self._router.fail(f"no step for {limit_s:g} s with requests open")
-                return
+                reason = f"no step for {limit_s:g} s with requests open"
+                self._router.fail_instance(instance, reason)
 
     async def _finish_drain(self) -> None:
         """Once draining, wait for the open requests, then let the engines go."""
@@ -182,14 +197,12 @@ class FrontEnd:
         deadline_s = asyncio.get_running_loop().time() + self._config.drain_timeout_s
         while self._router.num_open and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(POLL_S)
-        self._router.cut_all(CapacityError("the service is shutting down"))
-        for engine in self._engines:
-            engine.shutdown()
+        self._router.shut_down(CapacityError("the service is shutting down"))
         await asyncio.sleep(POLL_S)  # answers and the last words to the engines leave
 
     async def _end_failed(self) -> None:
-        """Let clients hear of the failure; end a leader that stands still."""
-        if self._is_stalled:
+        """Let clients hear of the failure; end a leader that is itself what stands still."""
+        if self._is_stalled and not self._config.is_supervised:
             await self._leader.end_stalled()
         else:
             await asyncio.sleep(LINGER_S)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from chitu_like.core.errors import ConfigError
+from chitu_like.router.policy import DEFAULT_POLICY
 
 
 class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the front end needs to know; the bounds were checked where the keys were read.
 
     Attributes:
-        engine_addresses: ZeroMQ endpoints, one per instance.
+        num_instances: how many there are; the leader says later where, see `leader.Connect`.
         secret: the word that opens them.
         model_name: what /v1/models says.
         host, port: where to listen; port 0 takes a free one.
@@ -20,6 +21,8 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         tokenizer_path: folder; None: token ids in and out, text is ''.
         chat_template: Jinja text that replaces the tokenizer's own.
         eos_token_ids: end-of-text tokens; empty: the tokenizer's.
+        policy: which instance gets a request, see router/policy.py.
+        seed: of what the policy draws.
         sampling_defaults: fields of SamplingParams from the model's generation_config.
         ignore_eos: no request ends at end-of-text (infer.stop_with_eos=false).
         drain_timeout_s: time that open requests have after the order to drain.
@@ -27,12 +30,14 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         stall_timeout_s: open requests and no step for this long: give up.
         keep_alive_s: silence after which a stream gets a comment.
         max_queued_requests, max_queued_tokens: admission bounds of each instance.
-        leader_pid: rank 0; ended when it stalls. None: nobody to watch or to end.
+        leader_pid: rank 0, or its supervisor. None: nobody to watch or to end.
+        is_supervised: the leader ends the ranks of instances that it hears have failed; else the
+            leader itself is the one instance, and is ended when it stalls.
         run_dir: removed at the end: a leader that was killed cannot. None: nothing.
         log_dir, started: where the log file goes, see configure_logging; None: stderr alone.
     """
 
-    engine_addresses: list[str]
+    num_instances: int
     secret: str
     model_name: str
     host: str = "127.0.0.1"
@@ -42,6 +47,8 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tokenizer_path: str | None = None
     chat_template: str | None = None
     eos_token_ids: list[int] = []
+    policy: str = DEFAULT_POLICY
+    seed: int = 0
     sampling_defaults: dict[str, int | float] = {}
     ignore_eos: bool = False
     drain_timeout_s: float = 25.0
@@ -51,6 +58,7 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_queued_requests: int = 4096
     max_queued_tokens: int = 1 << 22
     leader_pid: int | None = None
+    is_supervised: bool = False
     run_dir: str | None = None
     log_dir: str | None = None
     started: str | None = None
@@ -62,8 +70,6 @@ class FrontEndConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             config = msgspec.json.decode(line, type=cls)
         except msgspec.DecodeError as error:
             raise ConfigError(f"the front end's configuration is broken: {error}") from None
-        if not config.engine_addresses:
-            raise ConfigError("the front end's configuration names no engine: engine_addresses")
         return config
 
     def to_json(self) -> bytes:

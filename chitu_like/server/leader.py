@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from enum import Enum
+from typing import TypeAlias
 
 import msgspec
 
@@ -21,14 +21,24 @@ DUMP_S = 1.0
 """Time a stalled leader has to write its stacks, and streams to write their last frame."""
 
 
-class Command(Enum):
-    """What the leader may order."""
-
-    DRAIN = "drain"
+class Drain(msgspec.Struct, frozen=True, tag_field="command", tag="drain"):
+    """Finish what is open, let the engines go, and end."""
 
 
-class _Order(msgspec.Struct, frozen=True):
-    command: Command
+class Connect(msgspec.Struct, frozen=True, tag_field="command", tag="connect"):
+    """An engine listens, or soon will.
+
+    Attributes:
+        instance: its number.
+        address: a ZeroMQ endpoint.
+    """
+
+    instance: int
+    address: str
+
+
+Order: TypeAlias = Drain | Connect
+"""What the leader may say after the configuration: one JSON line each."""
 
 
 class Leader:
@@ -76,7 +86,7 @@ class Leader:
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
             raise PeerError("the leader has closed the connection to its front end") from None
 
-    async def read_command(self) -> Command:
+    async def read_order(self) -> Order:
         """The next order. Raises: PeerError when the leader is gone, or says what is no order."""
         reading = asyncio.ensure_future(self.read_line())
         dying = asyncio.ensure_future(self._died.wait())
@@ -84,7 +94,8 @@ class Leader:
             await asyncio.wait({reading, dying}, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
                 raise PeerError("the leader has died")
-            return msgspec.json.decode(reading.result(), type=_Order).command
+            order: Order = msgspec.json.decode(reading.result(), type=Order)
+            return order
         except msgspec.DecodeError as error:
             raise PeerError(f"the leader gave an order that is none: {error}") from None
         finally:

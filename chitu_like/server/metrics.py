@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from chitu_like.core.output import RequestTimes
 from chitu_like.engine.messages import EngineStats
+from chitu_like.router.instance import Instance
 
 FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5)
 """Bounds for one token's time."""
@@ -81,12 +82,12 @@ class Metrics:
 
     Args:
         model_name: the label every series carries.
-        read_stats: the engines' gauges and totals, asked at each scrape.
+        instances: read at each scrape; what an engine counts carries its number as `engine`.
     """
 
-    def __init__(self, model_name: str, read_stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, model_name: str, instances: Sequence[Instance]) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_StatsCollector(model_name, read_stats))
+        self._registry.register(_InstanceCollector(model_name, instances))
         self._model_name = model_name
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token")
         self._tpot = self._histogram(
@@ -115,8 +116,8 @@ class Metrics:
         for reason in ("stop", "length", "abort", "error"):
             self._success.labels(model_name, reason)
 
-    def stepped(self, before: EngineStats, after: EngineStats) -> None:
-        """Take the totals around a step of one engine."""
+    def stepped(self, instance: Instance, before: EngineStats, after: EngineStats) -> None:
+        """Take the totals around a step of one instance."""
         if after.num_steps > before.num_steps:
             num_tokens = (
                 after.num_prompt_tokens
@@ -160,24 +161,33 @@ class Metrics:
         return family.labels(self._model_name)
 
 
-class _StatsCollector(Collector):
+class _InstanceCollector(Collector):
     """Reads the engines' stats at each scrape, so that nothing is counted twice."""
 
-    def __init__(self, model_name: str, read_stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, model_name: str, instances: Sequence[Instance]) -> None:
         self._model_name = model_name
-        self._read_stats = read_stats
+        self._instances = instances
 
     def collect(self) -> Iterator[Metric]:
-        """Yield gauges and totals as they are now."""
-        values = dict(_fields_of(self._read_stats()))
-        for name, meaning, field in GAUGES:
-            gauge = GaugeMetricFamily(f"vllm:{name}", meaning, labels=["model_name"])
-            gauge.add_metric([self._model_name], values[field])
+        """Yield how many serve, and the gauges and totals of each as they are now."""
+        num_up = sum(instance.is_up for instance in self._instances)
+        for name, meaning, value in (
+            ("instances", "Instances at the start", len(self._instances)),
+            ("instances_up", "Instances that serve", num_up),
+        ):
+            gauge = GaugeMetricFamily(f"chitu_like:{name}", meaning, labels=["model_name"])
+            gauge.add_metric([self._model_name], value)
             yield gauge
-        for name, meaning, field in COUNTERS:
-            counter = CounterMetricFamily(f"vllm:{name}", meaning, labels=["model_name"])
-            counter.add_metric([self._model_name], values[field])
-            yield counter
+        stats = [(str(i.number), dict(_fields_of(i.stats))) for i in self._instances]
+        families = (
+            *((GaugeMetricFamily, row) for row in GAUGES),
+            *((CounterMetricFamily, row) for row in COUNTERS),
+        )
+        for kind, (name, meaning, field) in families:
+            family = kind(f"vllm:{name}", meaning, labels=["engine", "model_name"])
+            for number, values in stats:
+                family.add_metric([number, self._model_name], values[field])
+            yield family
 
 
 def _fields_of(stats: EngineStats) -> Iterator[tuple[str, float]]:

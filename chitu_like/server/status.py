@@ -10,7 +10,7 @@ from chitu_like import __version__
 from chitu_like.core.errors import PeerError
 from chitu_like.router.admission import Refused
 from chitu_like.router.router import RouterState
-from chitu_like.server.answers import Load, ModelCard, ModelList, Status, Version
+from chitu_like.server.answers import Health, Load, ModelCard, ModelList, Status, Version
 from chitu_like.server.respond import json_response
 from chitu_like.server.service import Service, service_of
 
@@ -28,16 +28,25 @@ async def show_model(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """Say whether work gets done: 503 while loading, after a failure, and with work but no step."""
+    """Say whether work gets done: 503 while loading, after a failure, and with work but no step.
+
+    It does while one instance is left; the answer says `degraded` then.
+    """
     service = service_of(request)
     _check_alive(service)
     if service.router.state is RouterState.LOADING or not service.is_loaded:
         raise Refused("the model is still loading", code="loading", retry_after_s=5)
-    return json_response(Status("ok"))
+    instances = service.router.instances
+    num_up = sum(instance.is_up for instance in instances)
+    word = "ok" if num_up == len(instances) else "degraded"
+    return json_response(Health(status=word, instances_up=num_up, instances=len(instances)))
 
 
 async def ready(request: Request) -> Response:
-    """Say whether a new request would be taken: also 503 while draining."""
+    """Say whether a new request would be taken: also 503 while draining.
+
+    True once all instances are ready: before, the few that are would take the load of all.
+    """
     service = service_of(request)
     _check_alive(service)
     service.check_ready()

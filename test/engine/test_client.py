@@ -19,8 +19,8 @@ def test_requests_go_and_deltas_come_in_order(tmp_path: Path) -> None:
     engine = FakeEngine(f"ipc://{tmp_path}/e", script=say("abc"))
 
     async def talk() -> list[int]:
-        client = EngineClient(engine.address, "s3cret")
-        client.connect()
+        client = EngineClient("s3cret")
+        client.connect(engine.address)
         tokens: list[int] = []
         async for message in client.messages():
             if isinstance(message, Ready):
@@ -45,8 +45,8 @@ def test_sending_does_not_put_a_waiting_reader_to_sleep(tmp_path: Path) -> None:
     engine = FakeEngine(f"ipc://{tmp_path}/e", script=say("a"), delay_s=0.0)
 
     async def talk() -> int:
-        client = EngineClient(engine.address, "s3cret")
-        client.connect()
+        client = EngineClient("s3cret")
+        client.connect(engine.address)
         num_finished = 0
         async for message in client.messages():
             if isinstance(message, Ready):
@@ -71,8 +71,8 @@ def test_an_engine_that_goes_is_noticed_at_once(tmp_path: Path) -> None:
     engine = FakeEngine(f"ipc://{tmp_path}/e")
 
     async def watch() -> None:
-        client = EngineClient(engine.address, "s3cret")
-        client.connect()
+        client = EngineClient("s3cret")
+        client.connect(engine.address)
         await anext(client.messages())
         gone = asyncio.ensure_future(client.wait_gone())
         await asyncio.sleep(0.1)
@@ -86,8 +86,8 @@ def test_an_engine_that_goes_is_noticed_at_once(tmp_path: Path) -> None:
 
 def test_hello_with_the_secret_comes_first_even_if_the_engine_binds_later(tmp_path: Path) -> None:
     async def talk() -> ToEngine:
-        client = EngineClient(f"ipc://{tmp_path}/late", "word")
-        client.connect()
+        client = EngineClient("word")
+        client.connect(f"ipc://{tmp_path}/late")
         client.abort(["x"])
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.bind(f"ipc://{tmp_path}/late")
@@ -101,8 +101,8 @@ def test_hello_with_the_secret_comes_first_even_if_the_engine_binds_later(tmp_pa
 
 def test_what_is_no_message_breaks_the_connection(tmp_path: Path) -> None:
     async def talk() -> None:
-        client = EngineClient(f"ipc://{tmp_path}/e", "word")
-        client.connect()
+        client = EngineClient("word")
+        client.connect(f"ipc://{tmp_path}/e")
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.bind(f"ipc://{tmp_path}/e")
             socket.send(b"\x80\x03cos\nsystem\n")
@@ -119,8 +119,8 @@ def test_an_engine_that_does_not_read_is_bounded(
     monkeypatch.setattr(client_module, "MAX_PENDING_SENDS", 10)
 
     async def talk() -> None:
-        client = EngineClient(f"ipc://{tmp_path}/nobody", "word")
-        client.connect()
+        client = EngineClient("word")
+        client.connect(f"ipc://{tmp_path}/nobody")
         for _ in range(9):  # Hello is the first of ten
             client.abort(["x"])
         with pytest.raises(CapacityError, match="stopped reading"):

@@ -20,7 +20,7 @@ from chitu_like.engine.messages import (
 )
 from chitu_like.router.admission import Refused
 from chitu_like.router.inbox import MAX_PENDING_DELTAS
-from chitu_like.router.policy import InstanceLoad, least_loaded
+from chitu_like.router.policy import Policy, make_policy
 from chitu_like.router.router import Router, RouterState
 
 
@@ -33,6 +33,8 @@ class ScriptedEngine:
         self.added: list[AddRequest] = []
         self.aborted: list[str] = []
         self.is_deaf = False
+        self.was_shut_down = False
+        self.is_closed = False
         self.said.put_nowait(Ready(EngineInfo(100, max_reqs, 10, 16, 50)))
 
     def add(self, request: AddRequest) -> None:
@@ -42,6 +44,12 @@ class ScriptedEngine:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self.aborted += request_ids
+
+    def shutdown(self) -> None:
+        self.was_shut_down = True
+
+    def close(self) -> None:
+        self.is_closed = True
 
     async def messages(self) -> AsyncIterator[ToFrontEnd]:
         while True:
@@ -70,12 +78,20 @@ async def turn() -> None:
 Scenario = Callable[[Router, list[ScriptedEngine]], Coroutine[None, None, None]]
 
 
-def play(scenario: Scenario, num_engines: int = 1, queued: int = 2, tokens: int = 1000) -> None:
+def play(
+    scenario: Scenario,
+    num_engines: int = 1,
+    queued: int = 2,
+    tokens: int = 1000,
+    policy: Policy | None = None,
+) -> None:
     """Run a scenario on a router that is ready."""
 
     async def run() -> None:
         engines = [ScriptedEngine() for _ in range(num_engines)]
-        router = Router(engines, max_queued_requests=queued, max_queued_tokens=tokens)
+        router = Router(
+            engines, max_queued_requests=queued, max_queued_tokens=tokens, policy=policy
+        )
         running = asyncio.ensure_future(router.run())
         assert router.state is RouterState.LOADING
         with pytest.raises(Refused, match="loading"):
@@ -256,17 +272,127 @@ def test_random_histories_leave_no_count_behind() -> None:
             assert router.num_open == len(open_names)
         for name in open_names:
             router.abort(inboxes[name])
-        loads = [instance.load() for instance in router._instances]
+        loads = [instance.load() for instance in router.instances]
         assert all(load.num_open == 0 and load.num_waiting_tokens == 0 for load in loads)
 
     play(scenario, num_engines=3, tokens=20)
 
 
-def test_least_loaded_looks_at_room_first_then_at_prefill() -> None:
-    def load(num_open: int, tokens: int, max_reqs: int = 4) -> InstanceLoad:
-        return InstanceLoad(num_open=num_open, num_waiting_tokens=tokens, max_reqs=max_reqs)
+# ---- several instances ----
 
-    assert least_loaded([load(2, 0), load(1, 900)]) == 1
-    assert least_loaded([load(1, 50), load(1, 10)]) == 1
-    assert least_loaded([load(3, 0, max_reqs=4), load(4, 0, max_reqs=8)]) == 1
-    assert least_loaded([load(0, 0), load(0, 0)]) == 0
+
+def test_an_instance_fails_alone_and_the_others_go_on() -> None:
+    async def scenario(router: Router, engines: list[ScriptedEngine]) -> None:
+        lost: list[int] = []
+        router.on_lost = lambda instance: lost.append(instance.number)
+        inboxes = [router.submit([request(name)]) for name in "abc"]
+        engines[1].gone.set()
+        while not lost:
+            await asyncio.sleep(0.01)
+        await turn()
+        assert (lost, router.state, router.failure) == ([1], RouterState.READY, None)
+        assert engines[1].is_closed
+        with pytest.raises(PeerError, match="cannot be finished"):
+            await inboxes[1].get()
+        engines[0].step(token("a", last=True))
+        engines[2].step(token("c", last=True))
+        await turn()
+        assert [len(await inboxes[i].get()) for i in (0, 2)] == [1, 1]
+        for name in "defg":
+            router.submit([request(name)])
+        assert [len(engine.added) for engine in engines] == [3, 1, 3]
+        assert router.info is not None
+        assert router.info.max_reqs == 4
+
+    play(scenario, num_engines=3)
+
+
+def test_the_service_fails_with_its_last_instance() -> None:
+    async def scenario(router: Router, engines: list[ScriptedEngine]) -> None:
+        engines[0].said.put_nowait(Failed("first"))
+        await turn()
+        assert router.state is RouterState.READY
+        inbox = router.submit([request("a")])
+        engines[1].said.put_nowait(Failed("second"))
+        await router.failed.wait()
+        assert router.failure == "second"
+        with pytest.raises(PeerError):
+            await inbox.get()
+
+    play(scenario, num_engines=2)
+
+
+def test_an_instance_lost_while_another_loads_is_the_failure_of_all() -> None:
+    async def run() -> None:
+        engines = [ScriptedEngine(), ScriptedEngine()]
+        engines[1].said.get_nowait()  # it never becomes ready
+        router = Router(engines, max_queued_requests=2, max_queued_tokens=9)
+        running = asyncio.ensure_future(router.run())
+        await turn()
+        assert router.state is RouterState.LOADING
+        engines[0].gone.set()
+        await asyncio.wait_for(router.failed.wait(), 5)
+        running.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_call_that_loses_one_request_frees_the_others() -> None:
+    async def scenario(router: Router, engines: list[ScriptedEngine]) -> None:
+        inbox = router.submit([request("a"), request("b")])
+        assert [[r.request_id for r in e.added] for e in engines] == [["a"], ["b"]]
+        router.fail_instance(router.instances[0], "gone")
+        assert engines[1].aborted == ["b"]
+        assert engines[0].aborted == []
+        assert router.num_open == 0
+        with pytest.raises(PeerError):
+            await inbox.get()
+
+    play(scenario, num_engines=2)
+
+
+def test_a_full_instance_is_passed_over_and_only_a_full_service_refuses() -> None:
+    async def scenario(router: Router, engines: list[ScriptedEngine]) -> None:
+        router.submit([request("large", 90)])
+        router.submit([request(name) for name in "ab"])
+        assert [[r.request_id for r in e.added] for e in engines] == [["large"], ["a", "b"]]
+        with pytest.raises(Refused):
+            router.submit([request("c"), request("d", 90)])
+        assert router.num_open == 3
+
+    play(scenario, num_engines=2, tokens=10, policy=make_policy("round_robin"))
+
+
+def test_each_instance_has_a_clock_of_its_own() -> None:
+    async def run() -> None:
+        seconds = 0.0
+        engines = [ScriptedEngine(), ScriptedEngine()]
+        router = Router(engines, max_queued_requests=2, max_queued_tokens=9, now=lambda: seconds)
+        running = asyncio.ensure_future(router.run())
+        await turn()
+        router.submit([request("a")])
+        router.submit([request("b")])
+        seconds = 6.0
+        engines[0].step(token("a"))
+        await turn()
+        assert [instance.number for instance in router.stalled(5.0)] == [1]
+        assert router.seconds_without_progress() == 0  # the service works
+        router.fail_instance(router.instances[1], "no step")
+        seconds = 12.0
+        assert router.seconds_without_progress() == 6
+        running.cancel()
+
+    asyncio.run(run())
+
+
+def test_gauges_of_a_lost_instance_fall_and_its_totals_stay() -> None:
+    async def scenario(router: Router, engines: list[ScriptedEngine]) -> None:
+        for engine in engines:
+            stats = EngineStats(num_running=2, kv_usage=0.5, num_output_tokens=7)
+            engine.said.put_nowait(StepMessage([], stats))
+        await turn()
+        router.fail_instance(router.instances[0], "gone")
+        stats = router.stats
+        assert (stats.num_running, stats.kv_usage, stats.num_output_tokens) == (2, 0.5, 14)
+
+    play(scenario, num_engines=2)

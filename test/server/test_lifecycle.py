@@ -317,7 +317,7 @@ def test_metrics_carry_the_vllm_names(start: Start) -> None:
     service.chat()
     service.chat(max_tokens=2)
     service.chat(stop="b")
-    running = 'num_requests_running{model_name="fake"} 0.0'
+    running = 'num_requests_running{engine="0",model_name="fake"} 0.0'
     wait_for(lambda: running in httpx.get(f"{service.url}/metrics").text)
     text = httpx.get(f"{service.url}/metrics").text
     values = {}
@@ -325,20 +325,21 @@ def test_metrics_carry_the_vllm_names(start: Start) -> None:
         if not line.startswith("#"):
             name, _, value = line.rpartition(" ")
             values[name] = float(value)
-    label = '{model_name="fake"}'
-    assert values[f"vllm:num_requests_running{label}"] == 0
+    label, engine = '{model_name="fake"}', '{engine="0",model_name="fake"}'
+    assert values[f"vllm:num_requests_running{engine}"] == 0
     assert values[f"vllm:time_to_first_token_seconds_count{label}"] == 3
     assert values[f"vllm:e2e_request_latency_seconds_count{label}"] == 3
     assert values[f"vllm:request_queue_time_seconds_count{label}"] == 2  # not of the stop string
     assert values[f"vllm:inter_token_latency_seconds_count{label}"] == 3 + 1 + 1
     assert values[f"vllm:time_per_output_token_seconds_count{label}"] == 3
-    assert values[f"vllm:prompt_tokens_total{label}"] == 63
+    assert values[f"vllm:prompt_tokens_total{engine}"] == 63
     assert values[f"vllm:iteration_tokens_total_count{label}"] >= 8
     success = 'vllm:request_success_total{{finished_reason="{}",model_name="fake"}}'
     assert values[success.format("stop")] == 2
     assert values[success.format("length")] == 1
     for name in ("kv_cache_usage_perc", "num_preemptions_total", "prefix_cache_hits_total"):
-        assert f"vllm:{name}{label}" in values
+        assert f"vllm:{name}{engine}" in values
+    assert values[f"chitu_like:instances_up{label}"] == 1
 
 
 def test_models_version_and_load(service: Service) -> None:
