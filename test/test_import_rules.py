@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulator": DECIDING,
     "planner": DECIDING | {"simulator"},
     "server": GROUND | {"router", "engine.messages", "engine.client"},
-    "distributed": GROUND | {"cluster.placement"},
+    "distributed": GROUND | {"cluster.placement", "ops"},
     "transfer": GROUND | {"distributed", "kvcache.spec"},
     "ops": GROUND,
     "quantization": GROUND | {"ops"},
@@ -62,6 +62,7 @@ ROOF = {
     "llm",
     "model_files",
     "openmp",
+    "preprocess",
     "startup_report",
 }
 

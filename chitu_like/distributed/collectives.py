@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from chitu_like.ops.norm import add_rms_norm_op
+
+# torch 2.13 gave it a new name and warns of the old one.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 class Group(ABC):
@@ -27,6 +31,22 @@ class Group(ABC):
     @abstractmethod
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's x, on every rank; x may be overwritten and may be the result."""
+
+    def all_reduce_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> Tensor:
+        """`add_rms_norm` of ops/norm.py on the all-reduced x; in one kernel where a group has one.
+
+        Args:
+            x: [num_tokens, hidden_size], the rank's part of a sum; may be overwritten.
+            residual: the same shape and dtype, equal on all ranks; MODIFIED.
+            weight: [hidden_size].
+            eps: added to the mean square.
+
+        Returns: [num_tokens, hidden_size], equal on all ranks; may be x.
+        """
+        add_rms_norm = add_rms_norm_op.resolve(x.device, x.dtype)
+        return add_rms_norm(self.all_reduce(x), residual, weight, eps)
 
     @abstractmethod
     def all_gather(self, x: Tensor) -> Tensor:
@@ -93,8 +113,9 @@ class TorchGroup(Group):
 
     def all_gather(self, x: Tensor) -> Tensor:
         """See Group."""
-        out = torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
-        dist.all_gather_into_tensor(out, x.contiguous(), group=self._group)
+        out = x.new_empty((self.size, *x.shape))
+        # gloo wants the ranks' tensors end to end, not stacked
+        _all_gather(out.flatten(0, 1), x.contiguous(), group=self._group)
         return out
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
