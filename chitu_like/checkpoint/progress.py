@@ -40,11 +40,11 @@ class LoadProgress(Protocol):
     ) -> None: ...
 
 
-def make_progress(total_bytes: int) -> LoadProgress:
-    """The bar where somebody watches standard error, else the log lines."""
+def make_progress(total_bytes: int, what: str = "loading weights") -> LoadProgress:
+    """The bar where somebody watches standard error, else the log lines; `what` is being done."""
     if sys.stderr.isatty():
-        return BarProgress(total_bytes, Console(stderr=True))
-    return LogProgress(total_bytes)
+        return BarProgress(total_bytes, Console(stderr=True), what)
+    return LogProgress(total_bytes, what)
 
 
 class QuietProgress:
@@ -64,7 +64,8 @@ class QuietProgress:
 class LogProgress:
     """One line every SECONDS_BETWEEN_LINES, so short loads write none."""
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, what: str = "loading weights") -> None:
+        self._what = what
         self._total_bytes = total_bytes
         self._num_bytes = 0
         self._start_s = self._last_s = time.perf_counter()
@@ -84,7 +85,8 @@ class LogProgress:
         if now_s - self._last_s >= SECONDS_BETWEEN_LINES:
             self._last_s = now_s
             logger.info(
-                "loading weights: %.1f of %.1f GB, %.2f GB/s",
+                "%s: %.1f of %.1f GB, %.2f GB/s",
+                self._what,
                 self._num_bytes / 1e9,
                 self._total_bytes / 1e9,
                 self._num_bytes / 1e9 / (now_s - self._start_s),
@@ -94,9 +96,9 @@ class LogProgress:
 class BarProgress:
     """A bar with bytes, bytes/s and the time left."""
 
-    def __init__(self, total_bytes: int, console: Console) -> None:
+    def __init__(self, total_bytes: int, console: Console, what: str = "loading weights") -> None:
         self._progress = Progress(
-            TextColumn("loading weights"),
+            TextColumn(what),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),

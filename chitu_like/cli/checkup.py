@@ -13,10 +13,12 @@ import torch
 
 from chitu_like.checkpoint.files import WeightFiles, WeightFormat, find_weight_files
 from chitu_like.checkpoint.loader import match_tensors
+from chitu_like.checkpoint.preprocessed import check_rank_file
 from chitu_like.checkpoint.reader import open_checkpoint
 from chitu_like.config.device_facts import GIB
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import ChituError, ConfigError
+from chitu_like.core.manifest import find_manifest
 from chitu_like.model_files import ModelFiles, load_text
 from chitu_like.models.build import build_model
 from chitu_like.scheduler.policy import Ordering
@@ -74,6 +76,13 @@ def _weights(config: ServeConfig, options: RunnerOptions) -> str:
     if models.ckpt_dir is None or models.load_format != "auto":
         return f"none are read (models.load_format={models.load_format})"
     folder = Path(models.ckpt_dir)
+    if (manifest := find_manifest(folder)) is not None:
+        for rank in manifest.ranks:
+            check_rank_file(folder, rank)
+        gib = sum(rank.num_bytes for rank in manifest.ranks) / GIB
+        return (
+            f"{len(manifest.ranks)} rank file(s), {gib:.2f} GiB, preprocessed for {manifest.keys}"
+        )
     found = find_weight_files(folder)
     size = f"{len(found.files)} file(s), {found.num_bytes / GIB:.2f} GiB"
     if found.format is not WeightFormat.SAFETENSORS:

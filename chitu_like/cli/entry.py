@@ -56,6 +56,11 @@ COMMANDS = (
         summary="will it fit, and with which settings? (loads no weights)",
     ),
     Command(
+        name="preprocess",
+        module="chitu_like.cli.preprocess",
+        summary="cut and merge a checkpoint once, so that every start reads it fast",
+    ),
+    Command(
         name="explain",
         module="chitu_like.cli.explain",
         summary="a key's meaning, default, value and where it comes from",

@@ -5,6 +5,7 @@ How many KV blocks fit is known only after the profile run; `settle` decides wha
 
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.parallel import check_parallel
+from chitu_like.config.preprocessed import check_preprocessed, find_preprocessed
 from chitu_like.config.resolved import Decision, ResolvedConfig
 from chitu_like.config.schema import DeviceType, Dtype, ServeConfig
 from chitu_like.config.section import show
@@ -46,6 +47,7 @@ class _Resolver:
 
     def __init__(self, config: ServeConfig, facts: DeviceFacts, spec: ModelSpec) -> None:
         self.config, self.facts, self.spec = config, facts, spec
+        self.manifest = find_preprocessed(config)
         self.decisions: list[Decision] = []
 
     def resolve(self) -> ResolvedConfig:
@@ -53,6 +55,7 @@ class _Resolver:
         device = self._device()
         on_cpu = device == "cpu"
         dtype = self._dtype(device)
+        self._skip_preprocess(dtype)
         check_parallel(self.spec, infer.tp_size, infer.pp_size, name=self.config.models.name)
         self._check_partition()
         max_seq_len = self._max_seq_len()
@@ -124,7 +127,7 @@ class _Resolver:
             )
         if asked != "auto":
             return asked
-        held = self.spec.dtype
+        held = self.manifest.dtype if self.manifest else self.spec.dtype
         fallback: Dtype = "float16" if device == "cuda" else "float32"
         if held == "bfloat16" and not facts.supports_bf16:
             self._note("dtype", fallback, f"{facts.name} does not compute bfloat16")
@@ -133,6 +136,13 @@ class _Resolver:
         dtype = "float32" if held == "float32" else dtype
         self._note("dtype", dtype, "the checkpoint's")
         return dtype
+
+    def _skip_preprocess(self, dtype: Dtype) -> None:
+        if self.manifest is not None:
+            check_preprocessed(self.manifest, self.config, self.spec, dtype)
+        if self.config.skip_preprocess == "auto":
+            reason = "its manifest says so" if self.manifest else "a Hugging Face folder"
+            self._note("skip_preprocess", self.manifest is not None, reason)
 
     def _check_partition(self) -> None:
         partition, layers = self.config.infer.pp_layer_partition, self.spec.num_layers
@@ -218,7 +228,6 @@ class _Resolver:
             ("infer.kv_cache_dtype", infer.kv_cache_dtype, dtype, "the model's dtype"),
             ("infer.mla_absorb", infer.mla_absorb, "none", "the model has no latent attention"),
             ("infer.soft_fp8", infer.soft_fp8, False, "the weights are not FP8"),
-            ("skip_preprocess", self.config.skip_preprocess, False, "a Hugging Face folder"),
         ):
             if given == "auto":
                 self._note(key, value, reason)

@@ -34,8 +34,6 @@ def check_supported(config: ServeConfig) -> None:
          "this version does not promise equal bits in every batch; use false"),
         ("quant", config.quant, config.quant is None, unquantised),
         ("quant_on_load", config.quant_on_load, not config.quant_on_load, unquantised),
-        ("skip_preprocess", config.skip_preprocess, config.skip_preprocess is not True,
-         "this version reads Hugging Face folders only; use auto or false"),
     )  # fmt: skip
     for key, value, is_supported, remedy in later:
         if not is_supported:

@@ -14,6 +14,16 @@ _KINDS = (
 )
 """Files of each kind, the kind to be preferred first."""
 
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    *(name for names in _KINDS for name in names),
+)
+"""Everything that reading a tokenizer may look at."""
+
 
 def find_tokenizer_files(folder: Path) -> tuple[Path, ...] | None:
     """The files of the first kind that is whole; None where there is none."""

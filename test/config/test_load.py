@@ -131,7 +131,6 @@ def test_model_names_ignore_case(name: str) -> None:
         ("infer.deterministic=true", None),
         ("quant=gptq", "quant=gptq: this version serves unquantised checkpoints; leave it out"),
         ("quant_on_load=true", None),
-        ("skip_preprocess=true", None),
     ],
 )
 def test_what_cannot_take_effect_yet_is_refused(override: str, message: str | None) -> None:
