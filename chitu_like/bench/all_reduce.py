@@ -75,7 +75,7 @@ def _rows(
     for hidden_size in options.hidden_sizes:
         for num_tokens in options.tokens:
             x = torch.randn(num_tokens, hidden_size, device=device).bfloat16()
-            ways = {**_reductions(x, nccl, ours, world.group_name), **_norms(x, nccl, ours)}
+            ways = {**_reductions(x, nccl, ours, world), **_norms(x, nccl, ours)}
             yield Row(
                 num_tokens=num_tokens,
                 hidden_size=hidden_size,
@@ -85,16 +85,16 @@ def _rows(
 
 
 def _reductions(
-    x: Tensor, nccl: Group, ours: Group, world: str
+    x: Tensor, nccl: Group, ours: Group, world: dist.ProcessGroup
 ) -> dict[str, Callable[[Tensor], object]]:
     shared = symmetric_memory.empty(x.shape, dtype=x.dtype, device=x.device)
     symmetric_memory.rendezvous(shared, world)
     shared.copy_(x)
-    ops = torch.ops.symm_mem
+    ops, name = torch.ops.symm_mem, world.group_name
     return {
         "NCCL": nccl.all_reduce,
-        "torch 1": lambda _: ops.one_shot_all_reduce(shared, "sum", world),
-        "torch 2": lambda _: ops.two_shot_all_reduce_(shared, "sum", world),
+        "torch 1": lambda _: ops.one_shot_all_reduce(shared, "sum", name),
+        "torch 2": lambda _: ops.two_shot_all_reduce_(shared, "sum", name),
         "ours": ours.all_reduce,
     }
 
