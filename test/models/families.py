@@ -100,19 +100,23 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def tiny_config(name: str) -> dict[str, object]:
+# Goes into two and four ranks: 4 query heads on 2 key heads, and enough layers for uneven stages.
+PARALLEL_SIZES = {"hidden_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4}
+
+
+def tiny_config(name: str, **other_sizes: int) -> dict[str, object]:
     """The family's config.json as somebody would have written it."""
     changes = FAMILIES[name]
     sizes = OPT_SIZES if changes["model_type"] == "opt" else SIZES
-    merged = {**sizes, **changes}
+    merged = {**sizes, **changes, **other_sizes}
     return {key: value for key, value in merged.items() if value is not None or key != "head_dim"}
 
 
 @functools.cache
-def twin_of(name: str) -> tuple[ModelSpec, PreTrainedModel, dict[str, Tensor]]:
+def twin_of(name: str, **sizes: int) -> tuple[ModelSpec, PreTrainedModel, dict[str, Tensor]]:
     """The spec of what transformers would save, its model in float32, and the weights."""
     torch.manual_seed(sorted(FAMILIES).index(name))
-    config = AutoConfig.for_model(**tiny_config(name))
+    config = AutoConfig.for_model(**tiny_config(name, **sizes))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:  # biases and norms start as zeros and ones, which hide mistakes

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from chitu_like.attention.base import (
@@ -15,8 +16,11 @@ from chitu_like.attention.base import (
     LayerKVCache,
     attention_backends,
 )
+from chitu_like.checkpoint.dummy import load_dummy_weights
 from chitu_like.checkpoint.loader import finish_loading
 from chitu_like.core.model_spec import ModelSpec
+from chitu_like.distributed.parallel_context import ParallelContext
+from chitu_like.layers.linear import num_local_kv_heads
 from chitu_like.models.base import Model
 from chitu_like.models.build import build_model
 from chitu_like.models.weight_map import IGNORED
@@ -25,11 +29,15 @@ CPU = torch.device("cpu")
 
 
 def attention_spec(
-    spec: ModelSpec, block_size: int, dtype: torch.dtype, device: torch.device = CPU
+    spec: ModelSpec,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    tp_size: int = 1,
 ) -> AttentionSpec:
     return AttentionSpec(
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
+        num_heads=spec.num_heads // tp_size,
+        num_kv_heads=num_local_kv_heads(spec.num_kv_heads, tp_size),
         head_dim=spec.head_dim,
         windows=tuple(dict.fromkeys(spec.layer_windows)),
         block_size=block_size,
@@ -42,11 +50,22 @@ def make_model(
     spec: ModelSpec,
     backend: AttentionBackend,
     dtype: torch.dtype,
-    weights: dict[str, Tensor],
+    weights: dict[str, Tensor] | int,
     device: torch.device = CPU,
+    parallel: ParallelContext | None = None,
 ) -> Model:
-    """A model filled from a state dict of transformers, by the rules of the loader."""
-    model = build_model(spec, backend, dtype, device)
+    """A model filled with dummy weights of a seed, or from a state dict of transformers."""
+    model = build_model(spec, backend, dtype, device, parallel=parallel)
+    if isinstance(weights, int):
+        load_dummy_weights(model, weights)
+        return model
+    fill(model, weights)
+    finish_loading(model)
+    return model
+
+
+def fill(model: Model, weights: dict[str, Tensor]) -> None:
+    """Fill the parameters by the rules of the loader."""
     weight_map, parameters = model.weight_map(), dict(model.named_parameters())
     missing = set(weight_map.expected)
     for name, tensor in weights.items():
@@ -57,28 +76,29 @@ def make_model(
         parameters[target.parameter].load(name, tensor, target.part)
         missing.remove(target)
     assert not missing, f"missing: {[weight_map.source_name(target) for target in missing]}"
-    finish_loading(model)
-    return model
 
 
 class PagedModel:
     """A model with its cache; requests are named by any number.
 
+    With several ranks each has one, and all make the same steps.
+
     Args:
         spec: the model.
-        weights: of transformers.
+        weights: of transformers, or the seed of dummy ones.
         backend: name of an attention backend.
         block_size: tokens a block.
         shuffle: hand out blocks in a random order, so that contexts lie scattered.
         num_blocks: of the cache.
         dtype: to compute in.
         device: to compute on; logits come back to the host.
+        parallel: this rank's place; None: the only one. Stages are neighbours in the default group.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
-        weights: dict[str, Tensor],
+        weights: dict[str, Tensor] | int,
         *,
         backend: str = "sdpa",
         block_size: int = 4,
@@ -86,21 +106,23 @@ class PagedModel:
         num_blocks: int = 128,
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
+        parallel: ParallelContext | None = None,
     ) -> None:
         self.device = device
+        self.dtype = dtype
+        self.parallel = parallel = parallel or ParallelContext.single()
         self.spec = spec
         self.block_size = block_size
-        self.backend = attention_backends.get(backend)(
-            attention_spec(spec, block_size, dtype, device)
-        )
-        self.model = make_model(spec, self.backend, dtype, weights, device)
-        shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
+        local = attention_spec(spec, block_size, dtype, device, parallel.tp_size)
+        self.backend = attention_backends.get(backend)(local)
+        self.model = make_model(spec, self.backend, dtype, weights, device, parallel)
+        shape = (num_blocks, block_size, local.num_kv_heads, spec.head_dim)
         # NaN: reading a slot that nothing was stored in shows in the result.
         self.caches = {
             layer: LayerKVCache(
                 *(torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(2))
             )
-            for layer in range(spec.num_layers)
+            for layer in self.model.layer_indices
         }
         self.free = list(range(num_blocks))
         if shuffle:
@@ -110,12 +132,19 @@ class PagedModel:
 
     @torch.inference_mode()
     def step(self, work: Sequence[tuple[int, Sequence[int]]]) -> list[Tensor]:
-        """Logits of every token of each (request, next tokens); decodes must stand in front."""
+        """Logits of every token of each (request, next tokens); decodes must stand in front.
+
+        Stages before the last return nothing.
+        """
         for request, tokens in work:
             self._grow(request, len(tokens))
         batch = self._batch(work)
         batch.attn_metadata = self.backend.plan(batch)
-        logits = self.model.compute_logits(self.model.forward(batch)).cpu()
+        hidden_states = self.model.forward(batch, self._receive(len(batch.positions)))
+        if not self.parallel.is_last_stage:
+            dist.send(hidden_states, dist.get_rank() + self.parallel.tp_size)
+            return []
+        logits = self.model.compute_logits(hidden_states).cpu()
         assert logits.isfinite().all()
         return list(logits.split([len(tokens) for _, tokens in work]))
 
@@ -126,6 +155,13 @@ class PagedModel:
         while len(tokens) < num_tokens:
             tokens.append(int(self.step([(request, tokens[-1:])])[0][-1].argmax()))
         return tokens
+
+    def _receive(self, num_tokens: int) -> Tensor | None:
+        if self.parallel.is_first_stage:
+            return None
+        hidden_states = torch.empty(num_tokens, self.spec.hidden_size, dtype=self.dtype)
+        dist.recv(hidden_states, dist.get_rank() - self.parallel.tp_size)
+        return hidden_states
 
     def _grow(self, request: int, num_tokens: int) -> None:
         self.lens[request] = self.lens.get(request, 0) + num_tokens

@@ -65,3 +65,20 @@ def test_another_shape_is_refused_by_name() -> None:
     parameter = make({"q": Shard.whole(8), "k": Shard.whole(4)}, Shard.whole(6))
     with pytest.raises(CheckpointError, match=r"wk has shape \[8, 6\], must have \[4, 6\]"):
         parameter.load("wk", Q, "k")
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "sizes"), [(8, [2, 2, 2, 2]), (7, [2, 2, 2, 1]), (5, [2, 2, 1, 0])]
+)
+def test_padded_shards_are_equal_in_memory_and_hold_every_row_once(num_rows, sizes) -> None:
+    shards = [Shard.padded(num_rows, rank, 4) for rank in range(4)]
+    assert [shard.size for shard in shards] == sizes
+    assert {shard.num_held for shard in shards} == {2}
+    held = []
+    for shard in shards:
+        parameter = make({None: shard}, Shard.whole(6))
+        parameter.load("q", Q[:num_rows])
+        assert parameter[shard.size :].isnan().all(), "padding was written"
+        assert parameter.layouts[None].num_elements == shard.size * 6
+        held.append(parameter.data[: shard.size])
+    assert torch.equal(torch.cat(held), Q[:num_rows])
