@@ -124,12 +124,14 @@ class BlockManager:
 
         Args:
             request: its table must reach that far.
-            num_tokens: known, and computed by a batch already scheduled: later ones may read them.
+            num_tokens: computed by a batch already scheduled: later ones may read them. A block
+                with tokens that are not known yet waits for a later call.
         """
         if self._cache is None:
             return
         table = self._tables[request.request_id]
-        count = num_tokens // self.block_size
+        num_known = request.num_known_tokens
+        count = (num_tokens if num_tokens < num_known else num_known) // self.block_size
         if count <= table.num_named:
             return
         for index in range(table.num_named, count):

@@ -282,7 +282,7 @@ class Scheduler:
         layer stores the keys and values of the whole batch before it attends.
         """
         step.add(request, num_tokens)
-        self._name_blocks(request, request.num_computed + num_tokens)
+        self.blocks.name_full_blocks(request, request.num_computed + num_tokens)
 
     def _has_room(self, request: Request, leaving: Sequence[Request] = ()) -> bool:
         """Whether a slot and blocks for all its known tokens are free once `leaving` have left.
@@ -322,7 +322,8 @@ class Scheduler:
     def _preempt(self, request: Request, step: Step) -> None:
         """Take a running request's blocks; it waits again, its tokens kept on the host if possible."""
         step.decodes_left.discard(request)
-        self._name_blocks(request, request.num_computed)  # its other tokens are known since then
+        # Some tokens of its full blocks may be known only since its last batch was collected.
+        self.blocks.name_full_blocks(request, request.num_computed)
         copies = self.blocks.swap_out(request)
         if copies is None:
             self.blocks.free(request)
@@ -379,7 +380,7 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason) -> None:
         """The answer is complete; what it holds goes when no batch in flight names it."""
         if request.state is RequestState.RUNNING:
-            self._name_blocks(request, request.num_computed)
+            self.blocks.name_full_blocks(request, request.num_computed)
             self._running.remove(request)
         else:
             self._waiting.remove(request)
@@ -412,12 +413,6 @@ class Scheduler:
     def _free_slot(self, request: Request) -> None:
         self._free_slots.append(slot_of(request))
         request.slot = None
-
-    def _name_blocks(self, request: Request, num_computed: int) -> None:
-        num_known = request.num_known_tokens
-        self.blocks.name_full_blocks(
-            request, num_computed if num_computed < num_known else num_known
-        )
 
 
 def _takes_shared_blocks(request: Request) -> bool:
