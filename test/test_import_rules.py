@@ -60,6 +60,7 @@ ROOF = {
     "layout",
     "launch",
     "llm",
+    "local_ranks",
     "model_files",
     "openmp",
     "preprocess",

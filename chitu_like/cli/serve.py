@@ -1,15 +1,20 @@
-"""`chitu-like serve`: the service, as `python -m chitu_like` starts it."""
+"""`chitu-like serve`: the service, on as many ranks of this node as its configuration needs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from chitu_like.cli.command_line import Parser
+from chitu_like.config.load import load_config
 from chitu_like.launch import launch
+from chitu_like.local_ranks import check_devices, run_ranks
+from chitu_like.model_files import read_model_files
+from chitu_like.scheduler.policy import Ordering
 
 
 def run(prog: str, arguments: Sequence[str]) -> int:
-    """Serve until stopped; one instance of one rank runs in this very process."""
+    """Serve until stopped; one rank runs in this very process, more of them under torchrun."""
     parser = Parser(
         prog,
         "Serve a model over HTTP: OpenAI's routes under /v1, a chat page at /. Ctrl-C drains and "
@@ -18,8 +23,21 @@ def run(prog: str, arguments: Sequence[str]) -> int:
             prog,
             f"{prog} serve.port=8000 infer.max_reqs=16",
             f"{prog} models=auto models.ckpt_dir=/models/Qwen3-0.6B",
+            f"{prog} models=auto models.ckpt_dir=/models/Qwen3-32B infer.tp_size=4",
             f"CONFIG_NAME=my.yaml {prog}",
         ],
     )
     parser.add_overrides()
-    return launch(parser.parse_intermixed_args(arguments).overrides)
+    overrides: list[str] = parser.parse_intermixed_args(arguments).overrides
+    config = load_config(overrides)
+    if config.num_ranks == 1 or "RANK" in os.environ:  # with RANK, torchrun has started this one
+        return launch(overrides)
+    # Every mistake that needs no torch is told here, once, before torchrun starts.
+    Ordering(config.scheduler.type)
+    read_model_files(config)
+    check_devices(config)
+    return run_ranks(
+        ["-m", "chitu_like", *overrides],
+        num_ranks=config.num_ranks,
+        drain_timeout_s=config.serve.drain_timeout_s,
+    )
