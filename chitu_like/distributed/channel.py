@@ -12,7 +12,6 @@ import queue
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -20,7 +19,7 @@ import msgspec
 
 from chitu_like.core.errors import PeerError
 from chitu_like.distributed.door import Door, Hello
-from chitu_like.distributed.watch import Loss, WorkerWatch, beat_interval_s
+from chitu_like.distributed.watch import Loss, Pace, WorkerWatch
 from chitu_like.distributed.wire import Wire, frame_of, parse_address
 
 ToWorker = TypeVar("ToWorker")
@@ -122,7 +121,10 @@ class LeaderChannel(Generic[ToWorker, FromWorker]):
             self.close()
 
     def close(self) -> None:
-        """Close at once; workers that were not told to stop take it for the leader's death."""
+        """Close at once; workers that were not told to stop take it for the leader's death.
+
+        Closing twice is harmless.
+        """
         self._watch.close()
 
     def _send_to(self, rank: int, frame: bytes) -> None:
@@ -147,7 +149,7 @@ class WorkerChannel(Generic[ToWorker, FromWorker]):
         self._wire = wire
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(to_worker)
-        self._silence_s = silence_s
+        self._pace = Pace(silence_s)
         self._on_lost = on_lost
         self._is_receiving = False
         self._is_closing = False
@@ -196,18 +198,18 @@ class WorkerChannel(Generic[ToWorker, FromWorker]):
 
         Raises: PeerError where the leader is gone or silent, or says what is no message of ours.
         """
-        self._is_receiving = True
+        self._is_receiving = True  # and stays so where this raises: whoever called has been told
         try:
             while not (payload := self._wire.parser.next_payload()):
                 if payload is None and not self._wire.read():
                     raise PeerError(f"the instance's leader is lost: {self._loss}")
-            return self._decoder.decode(payload)
+            message = self._decoder.decode(payload)
         except OSError:
             raise PeerError(f"the instance's leader is lost: {self._loss}") from None
         except (msgspec.DecodeError, ValueError) as error:
             raise PeerError(f"the instance's leader sent no message of ours: {error}") from None
-        finally:
-            self._is_receiving = False
+        self._is_receiving = False
+        return message
 
     def send(self, message: FromWorker) -> None:
         """Answer the leader. Raises: PeerError where it is gone."""
@@ -235,16 +237,12 @@ class WorkerChannel(Generic[ToWorker, FromWorker]):
             self._on_lost(loss)
 
     def _wait_for_loss(self) -> str:
-        interval_s = beat_interval_s(self._silence_s)
         ends = select.poll()
         ends.register(self._wire, select.POLLRDHUP)  # and POLLHUP, POLLERR, which are always on
-        num_bytes, heard_at = 0, time.monotonic()
-        while not ends.poll(interval_s * 1000):
-            arrived = self._wire.num_bytes_arrived()
-            if arrived != num_bytes:
-                num_bytes, heard_at = arrived, time.monotonic()
-            elif time.monotonic() > heard_at + self._silence_s:
-                return f"silent for {self._silence_s} s"
+        while not ends.poll(self._pace.interval_s * 1000):
+            self._wire.look()
+            if self._wire.num_silent_looks >= self._pace.num_looks:
+                return f"silent for {self._pace.silence_s} s"
             with contextlib.suppress(OSError):  # the poll says it next
                 self._wire.beat()
         return "connection closed"

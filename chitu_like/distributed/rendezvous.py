@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import Store as Store  # for those who hand it on
 from torch.distributed.rendezvous import rendezvous
 
 from chitu_like.cluster.placement import InstancePlacement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import selectors
 import socket
@@ -23,9 +24,21 @@ FromWorker = TypeVar("FromWorker")
 BEAT_S = 1.0
 
 
-def beat_interval_s(silence_s: float) -> float:
-    """Seconds between heartbeats where so many of silence mean death: three may be late."""
-    return min(BEAT_S, silence_s / 4)
+class Pace:
+    """How often both ends beat and look, and how many fruitless looks mean death.
+
+    Args:
+        silence_s: seconds of silence that mean death; a few heartbeats may be late.
+
+    Attributes:
+        interval_s: between two beats, and between two looks.
+        num_looks: that make up the silence.
+    """
+
+    def __init__(self, silence_s: float) -> None:
+        self.silence_s = silence_s
+        self.interval_s = min(BEAT_S, silence_s / 4)
+        self.num_looks = math.ceil(silence_s / self.interval_s)
 
 
 class Loss(PeerError):
@@ -69,7 +82,7 @@ class WorkerWatch(Generic[FromWorker]):
         """Start the thread."""
         self._door = door
         self._decoder = decoder
-        self._silence_s = silence_s
+        self._pace = Pace(silence_s)
         self._on_lost = on_lost
         self.wires: dict[int, Wire] = {}
         self.messages: queue.SimpleQueue[tuple[int, FromWorker] | Loss] = queue.SimpleQueue()
@@ -96,6 +109,8 @@ class WorkerWatch(Generic[FromWorker]):
 
     def close(self) -> None:
         """End the thread, then every connection. Do not call it from `on_lost`."""
+        if self._is_closing:
+            return
         self._is_closing = True
         self._wake.send(b"x")
         self._thread.join()
@@ -118,16 +133,14 @@ class WorkerWatch(Generic[FromWorker]):
 
     def _watch(self) -> None:
         """Loop; ends when closing. Raises: Loss."""
-        interval_s = beat_interval_s(self._silence_s)
-        next_beat = time.monotonic() + interval_s
+        next_beat = time.monotonic() + self._pace.interval_s
         while not self._is_closing:
-            # Reads before it judges: what piled up while this process stood still counts as life.
             for key, _ in self._selector.select(max(0.0, next_beat - time.monotonic())):
                 key.data()
             if not self.is_settled.is_set():
                 self._tend_door()
             if time.monotonic() >= next_beat:
-                next_beat = time.monotonic() + interval_s
+                next_beat = time.monotonic() + self._pace.interval_s
                 self._beat()
 
     def _open_door(self) -> None:
@@ -191,14 +204,13 @@ class WorkerWatch(Generic[FromWorker]):
 
     def _beat(self) -> None:
         """Say that this process lives, and see which worker did not for too long."""
-        too_old = time.monotonic() - self._silence_s
         for rank, wire in self.wires.items():
             if rank in self._gone:
                 continue
+            wire.look()
+            if wire.num_silent_looks >= self._pace.num_looks:
+                raise Loss(rank, f"silent for {self._pace.silence_s} s")
+            if wire.num_stuck_looks >= self._pace.num_looks:
+                raise Loss(rank, f"took no message for {self._pace.silence_s} s")
             with contextlib.suppress(OSError):  # the end of its stream says it next
                 wire.beat()
-            if wire.heard_at < too_old:
-                raise Loss(rank, f"silent for {self._silence_s} s")
-            since = wire.sending_since
-            if since is not None and since < too_old:
-                raise Loss(rank, f"took no message for {self._silence_s} s")

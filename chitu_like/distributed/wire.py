@@ -13,7 +13,6 @@ import socket
 import struct
 import termios
 import threading
-import time
 
 from chitu_like.core.errors import PeerError
 
@@ -75,8 +74,8 @@ class Wire:
     Attributes:
         peer: the other end's address.
         parser: holds what was read and not yet taken.
-        heard_at: `time.monotonic()` of the last bytes read.
-        sending_since: `time.monotonic()` of the start of a send that is not through, or None.
+        num_silent_looks: how many looks in a row found no new byte from the peer, read or not.
+        num_stuck_looks: how many looks in a row found the same send waiting for the peer.
     """
 
     def __init__(self, connection: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> None:
@@ -84,10 +83,14 @@ class Wire:
         self._socket = connection
         self.peer = format_address(connection.getpeername())
         self._sending = threading.Lock()
+        self._num_sends = 0
+        self._stuck_send = 0  # number of the send that the last look found
+        self._is_sending = False
         self._num_bytes_read = 0
+        self._num_bytes_arrived = 0  # as the last look found
         self.parser = FrameParser(max_bytes)
-        self.heard_at = time.monotonic()
-        self.sending_since: float | None = None
+        self.num_silent_looks = 0
+        self.num_stuck_looks = 0
 
     def fileno(self) -> int:
         """For selectors."""
@@ -96,11 +99,12 @@ class Wire:
     def send(self, frame: bytes) -> None:
         """Send a whole frame, waiting while the peer takes none. Raises: OSError once it is gone."""
         with self._sending:
-            self.sending_since = time.monotonic()
+            self._num_sends += 1
+            self._is_sending = True
             try:
                 self._socket.sendall(frame)
             finally:
-                self.sending_since = None
+                self._is_sending = False
 
     def beat(self) -> None:
         """Send a heartbeat, unless one would have to wait: then the peer has enough to read.
@@ -123,16 +127,26 @@ class Wire:
         Raises: OSError where the connection broke.
         """
         chunk = self._socket.recv(_READ_BYTES)
-        self.heard_at = time.monotonic()
         self._num_bytes_read += len(chunk)
         self.parser.feed(chunk)
         return bool(chunk)
 
-    def num_bytes_arrived(self) -> int:
-        """All bytes that ever came, read or not: it grows while the peer lives."""
+    def look(self) -> None:
+        """See whether the peer lives, and count; one thread calls this at regular times.
+
+        Looks are counted and not seconds, so that the peer is not blamed for a time in which this
+        very process stood still.
+        """
         unread = array.array("i", [0])
         fcntl.ioctl(self._socket, termios.FIONREAD, unread)
-        return self._num_bytes_read + unread[0]
+        arrived = self._num_bytes_read + unread[0]
+        self.num_silent_looks = (
+            self.num_silent_looks + 1 if arrived == self._num_bytes_arrived else 0
+        )
+        self._num_bytes_arrived = arrived
+        is_stuck = self._is_sending and self._num_sends == self._stuck_send
+        self.num_stuck_looks = self.num_stuck_looks + 1 if is_stuck else 0
+        self._stuck_send = self._num_sends
 
     def hang_up(self) -> None:
         """End both directions, so that whoever waits in `send` or `read` comes back."""
