@@ -1,4 +1,4 @@
-"""From a configuration to one loaded instance in this process: the common root of service and LLM."""
+"""From a configuration to one loaded instance, led by this process: the common root of service and LLM."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from chitu_like.config.resolve import resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.settle import most_reqs, settle
+from chitu_like.config.tree import config_to_json, without_secrets
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.core.sampling_params import SamplingParams
+from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.engine.engine import Engine
 from chitu_like.engine.messages import EngineInfo
 from chitu_like.kvcache.block_manager import BlockManager
-from chitu_like.model_files import ModelFiles, Text, load_text, read_model_files
+from chitu_like.model_files import ModelFiles, Text, load_text
 from chitu_like.scheduler.limits import SchedulerLimits
 from chitu_like.scheduler.policy import Ordering
 from chitu_like.scheduler.scheduler import Scheduler
-from chitu_like.worker.device import device_facts, set_thread_count
-from chitu_like.worker.executor import LocalExecutor
+from chitu_like.worker.crew import Crew
+from chitu_like.worker.device import device_facts
+from chitu_like.worker.local_rank import digest
+from chitu_like.worker.local_rank import runner_options as options_of
 from chitu_like.worker.memory import MemoryPlan
-from chitu_like.worker.model_runner import ModelRunner
+from chitu_like.worker.messages import Allocate, Load, Plan, Prepare
 from chitu_like.worker.options import RunnerOptions
 
 
@@ -34,15 +38,15 @@ class LoadedEngine:
     Attributes:
         engine: owns everything that was loaded.
         resolved: the configuration with every `auto` decided.
-        memory: where the memory went.
-        load_report: bytes and seconds of the weights; None where none were read.
+        memories: where the memory went, one plan a rank, the leader's first.
+        load_reports: bytes and seconds of the weights by rank; None where none were read.
         num_host_blocks: KV blocks in host memory.
     """
 
     engine: Engine
     resolved: ResolvedConfig
-    memory: MemoryPlan
-    load_report: LoadReport | None
+    memories: list[MemoryPlan]
+    load_reports: list[LoadReport | None]
     num_host_blocks: int
 
 
@@ -56,15 +60,20 @@ class Instance:
     default_params: SamplingParams
 
 
-def load_instance(config: ServeConfig, *, shows_progress: bool) -> Instance:
-    """Load model and tokenizer into this process.
+def load_instance(
+    config: ServeConfig, crew: Crew, files: ModelFiles, *, shows_progress: bool
+) -> Instance:
+    """Load model and tokenizer; this process leads the instance.
 
     Raises:
         ChituError: a mistake in the configuration or the checkpoint.
     """
-    files = read_model_files(config)
-    text = load_text(files.tokenizer_dir)
-    loaded = load_engine(config, files, shows_progress=shows_progress, bounds_queue=False)
+    try:
+        text = load_text(files.tokenizer_dir)
+    except BaseException:
+        crew.dismiss()
+        raise
+    loaded = load_engine(config, files, crew, shows_progress=shows_progress, bounds_queue=False)
     return Instance(
         engine=loaded.engine,
         text=text,
@@ -74,13 +83,19 @@ def load_instance(config: ServeConfig, *, shows_progress: bool) -> Instance:
 
 
 def load_engine(
-    config: ServeConfig, files: ModelFiles, *, shows_progress: bool, bounds_queue: bool = True
+    config: ServeConfig,
+    files: ModelFiles,
+    crew: Crew,
+    *,
+    shows_progress: bool,
+    bounds_queue: bool = True,
 ) -> LoadedEngine:
-    """Load the weights, plan the memory and put the engine together.
+    """Load the weights on all ranks, plan the memory and put the engine together.
 
     Args:
         config: as loaded, every `auto` still in it.
         files: of the model.
+        crew: the ranks of the instance, this one leading; dismissed if anything fails.
         shows_progress: show a progress bar over the weights.
         bounds_queue: refuse what exceeds scheduler.max_queued_*, which protects from strangers;
             a caller in this process feeds the engine no faster than it wants to wait.
@@ -88,29 +103,48 @@ def load_engine(
     Raises:
         ChituError: the checkpoint is not this model's, or something does not fit.
     """
+    try:
+        return _load_engine(config, files, crew, shows_progress, bounds_queue)
+    except BaseException:
+        crew.dismiss()
+        raise
+
+
+def _load_engine(
+    config: ServeConfig, files: ModelFiles, crew: Crew, shows_progress: bool, bounds_queue: bool
+) -> LoadedEngine:
     ordering = Ordering(config.scheduler.type)
-    resolved = resolve(config, device_facts(config.infer.device), files.spec)
-    options = runner_options(resolved, files.spec)
-    set_thread_count(weight_bytes=files.spec.num_parameters() * options.torch_dtype.itemsize)
-    runner = ModelRunner.build(options)
-    report = runner.load(
-        config.models.ckpt_dir,
-        load_format=config.models.load_format,
-        seed=config.infer.seed,
-        progress=shows_progress,
+    node = crew.node
+    facts = device_facts(config.infer.device, node.local_rank, num_local_ranks=node.num_local_ranks)
+    resolved = resolve(config, facts, files.spec)
+    crew.prepare(
+        Prepare(
+            config=config_to_json(without_secrets(config)),
+            spec_digest=digest(files.spec),
+            device=resolved.device,
+        )
     )
+    loaded = crew.load(load_order(resolved), progress=shows_progress)
     fixed = config.infer.num_blocks
-    memory = runner.plan_memory(
-        config.infer.memory_utilization, num_blocks=None if fixed == "auto" else fixed
+    planned = crew.plan(
+        Plan(
+            memory_utilization=config.infer.memory_utilization,
+            num_blocks=None if fixed == "auto" else fixed,
+        )
     )
-    resolved = settle(resolved, memory.num_blocks)
+    memories = [answer.memory for answer in planned]
+    resolved = settle(resolved, min(memory.num_blocks for memory in memories))
     info = _engine_info(resolved, files.spec)
-    num_host_blocks = resolved.swap_space_bytes // memory.bytes_per_block
-    runner.allocate(
-        info.num_blocks,
-        num_host_blocks=num_host_blocks,
-        max_reqs=info.max_reqs,
-        max_seq_len=info.max_seq_len,
+    # The swap space is a node's, shared by its ranks; the one with the largest blocks fills it first.
+    share = resolved.swap_space_bytes // node.num_local_ranks
+    num_host_blocks = share // max(memory.bytes_per_block for memory in memories)
+    crew.allocate(
+        Allocate(
+            num_blocks=info.num_blocks,
+            num_host_blocks=num_host_blocks,
+            max_reqs=info.max_reqs,
+            max_seq_len=info.max_seq_len,
+        )
     )
     blocks = BlockManager(
         info.num_blocks,
@@ -118,18 +152,9 @@ def load_engine(
         enable_prefix_caching=resolved.enable_prefix_caching,
         num_host_blocks=num_host_blocks,
     )
-    limits = SchedulerLimits(
-        max_reqs=info.max_reqs,
-        max_seq_len=info.max_seq_len,
-        max_num_batched_tokens=resolved.max_num_batched_tokens,
-        prefill_chunk_size=resolved.prefill_chunk_size,
-        max_queued_requests=resolved.max_queued_requests if bounds_queue else sys.maxsize,
-        max_queued_tokens=resolved.max_queued_tokens if bounds_queue else sys.maxsize,
-        starvation_s=config.scheduler.starvation_s,
-    )
     engine = Engine(
-        Scheduler(limits, blocks, ordering),
-        LocalExecutor(runner, overlap=config.infer.schedule_overlap),
+        Scheduler(_limits(resolved, info, bounds_queue), blocks, ordering),
+        crew.executor(overlap=config.infer.schedule_overlap),
         info,
         seed=config.infer.seed,
         clock=time.monotonic,
@@ -137,24 +162,40 @@ def load_engine(
     return LoadedEngine(
         engine=engine,
         resolved=resolved,
-        memory=memory,
-        load_report=report,
+        memories=memories,
+        load_reports=[answer.report for answer in loaded],
         num_host_blocks=num_host_blocks,
     )
 
 
-def runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
-    """What the runner is built with; slots and lengths are bounds until the pool is planned."""
-    return RunnerOptions(
-        spec=spec,
+def load_order(resolved: ResolvedConfig) -> Load:
+    """What every rank is told to load; slots and lengths are bounds until the pool is planned."""
+    return Load(
         dtype=resolved.dtype,
-        device=resolved.device,
         max_seq_len=resolved.max_seq_len,
         attn_type=resolved.attn_type,
         op_impl=resolved.op_impl,
         block_size=resolved.block_size,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_reqs=most_reqs(resolved),
+    )
+
+
+def runner_options(resolved: ResolvedConfig, spec: ModelSpec) -> RunnerOptions:
+    """What the runner of a single rank is built with."""
+    return options_of(load_order(resolved), spec, resolved.device, ParallelContext.single())
+
+
+def _limits(resolved: ResolvedConfig, info: EngineInfo, bounds_queue: bool) -> SchedulerLimits:
+    return SchedulerLimits(
+        max_reqs=info.max_reqs,
+        max_seq_len=info.max_seq_len,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
+        prefill_chunk_size=resolved.prefill_chunk_size,
+        max_queued_requests=resolved.max_queued_requests if bounds_queue else sys.maxsize,
+        max_queued_tokens=resolved.max_queued_tokens if bounds_queue else sys.maxsize,
+        starvation_s=resolved.config.scheduler.starvation_s,
+        num_stages=resolved.config.infer.pp_size,
     )
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -21,13 +22,16 @@ from chitu_like.config.load import load_config
 from chitu_like.config.report import format_config
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import secrets_of
-from chitu_like.core.errors import ChituError, ConfigError, PeerError
+from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.logging import configure_logging, start_time
-from chitu_like.engine.endpoint import EngineEndpoint, serve
 from chitu_like.front_end_process import FrontEndProcess
 from chitu_like.model_files import ModelFiles, read_model_files
 from chitu_like.openmp import wait_without_spinning
 from chitu_like.scheduler.policy import Ordering
+from chitu_like.torchrun import TorchrunRank
+
+if TYPE_CHECKING:
+    from chitu_like.instance import LoadedEngine
 
 logger = logging.getLogger(__name__)
 
@@ -51,22 +55,22 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
         says which, rank 0 only).
     """
     wait_without_spinning()
-    rank = int(environ.get("RANK", "0"))
+    here = TorchrunRank.from_environ(environ)
     try:
         config = load_config(overrides, environ=environ)
-        _check_world_size(config, int(environ.get("WORLD_SIZE", "1")))
+        here.check(config)
         Ordering(config.scheduler.type)
         files = read_model_files(config)
-        started = start_time()
-        configure_logging(
-            rank=rank, log_dir=config.log_dir, started=started, secrets=secrets_of(config)
-        )
-        return _lead(config, files, started)
+        if here.rank == 0:
+            return _lead(config, files, environ)
+        from chitu_like.rank import follow
+
+        return follow(config, files.spec, environ)
     except PeerError as error:
         logger.error("%s", error)
         return FAILED
     except ChituError as error:
-        if rank == 0:
+        if here.rank == 0:
             print(f"chitu_like: {error}", file=sys.stderr)
         else:
             time.sleep(LAST_WORDS_S)
@@ -78,17 +82,10 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
         return FAILED
 
 
-def _check_world_size(config: ServeConfig, world_size: int) -> None:
-    if world_size != config.num_ranks:
-        raise ConfigError(
-            f"torchrun started {world_size} ranks but infer.tp_size={config.infer.tp_size}, "
-            f"infer.pp_size={config.infer.pp_size} and deploy.replicas={config.deploy.replicas} "
-            f"need {config.num_ranks}: use --nproc_per_node {config.num_ranks}"
-        )
-
-
-def _lead(config: ServeConfig, files: ModelFiles, started: str) -> int:
-    """Run front end and engine."""
+def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) -> int:
+    """Run the front end, and the engine of the only instance."""
+    started = start_time()
+    configure_logging(rank=0, log_dir=config.log_dir, started=started, secrets=secrets_of(config))
     # On SIGUSR1 all stacks go to stderr: the front end asks for that before it ends a stalled leader.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,30 +94,41 @@ def _lead(config: ServeConfig, files: ModelFiles, started: str) -> int:
     with FrontEndProcess(config, files, started) as front_end:
         console.print(f"listening on {front_end.url}, loading the model ...", highlight=False)
         front_end.when_ended(_exit_with_front_end)
-        from chitu_like.instance import load_engine  # torch loads while the port answers already
-        from chitu_like.startup_report import layout_line, memory_table
+        from chitu_like.rank import lead  # torch loads while the port answers already
 
-        loaded = load_engine(config, files, shows_progress=True)
-        console.print(format_config(loaded.resolved), highlight=False, soft_wrap=True, markup=False)
-        console.print(memory_table(loaded.memory, loaded.resolved, loaded.num_host_blocks))
-        console.print(layout_line(files.spec, loaded), highlight=False, soft_wrap=True)
-        with EngineEndpoint(front_end.engine_address, front_end.secret) as endpoint:
+        def announce(loaded: LoadedEngine) -> None:
             _drain_on_signals(front_end)
-            console.print(
-                f"[bold]ready: open {front_end.url}/ to chat[/bold]  (API at {front_end.url}/v1, "
-                "Ctrl-C stops)",
-                highlight=False,
-                soft_wrap=True,
-            )
-            try:
-                serve(loaded.engine, endpoint)
-            except Exception:  # logged before the front end, which has heard of it, is gone
-                logger.exception("the engine failed")
-                return FAILED
-            finally:
-                loaded.engine.shutdown()
-    logger.info("drained")
-    return DONE
+            _announce(console, loaded, files, front_end.url)
+
+        code = lead(
+            config,
+            files,
+            environ,
+            engine_address=front_end.engine_address,
+            secret=front_end.secret,
+            started=started,
+            on_ready=announce,
+        )
+    if code == DONE:
+        logger.info("drained")
+    elif config.infer.num_ranks > 1:  # a thread may wait for a lost rank for ever
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def _announce(console: Console, loaded: LoadedEngine, files: ModelFiles, url: str) -> None:
+    """Say what was decided, where the memory went and where to go."""
+    from chitu_like.startup_report import layout_line, memory_table
+
+    console.print(format_config(loaded.resolved), highlight=False, soft_wrap=True, markup=False)
+    console.print(memory_table(loaded.memories, loaded.resolved, loaded.num_host_blocks))
+    console.print(layout_line(files.spec, loaded), highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]ready: open {url}/ to chat[/bold]  (API at {url}/v1, Ctrl-C stops)",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

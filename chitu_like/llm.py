@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import itertools
 import operator
+import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -22,7 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from chitu_like.answer import Answer, GrowingChoice, Prompt
 from chitu_like.config.load import load_config
-from chitu_like.core.errors import ChituError, RequestError, UnsupportedError
+from chitu_like.config.schema import ServeConfig
+from chitu_like.core.errors import ChituError, ConfigError, RequestError, UnsupportedError
 from chitu_like.core.interrupt import deferred_interrupt
 from chitu_like.core.output import (
     CompletionOutput,
@@ -31,14 +34,20 @@ from chitu_like.core.output import (
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine.messages import AddRequest, EngineInfo, EngineStats
 from chitu_like.instance import Instance, load_instance
+from chitu_like.model_files import read_model_files
+from chitu_like.rank import follow, gather
 from chitu_like.server.sampling import for_choice
 from chitu_like.server.tokenizer import Tokenizer
+from chitu_like.torchrun import TorchrunRank
 
 Message: TypeAlias = Mapping[str, object]
 
 
 class LLM:
     """A loaded model that answers. One process, one thread: not to be shared between threads.
+
+    Under torchrun every rank makes the same LLM, but the constructor returns on rank 0 only: elsewhere
+    the process computes its part until rank 0 shuts down, and ends. So a script needs no rank checks.
 
     Args:
         overrides: configuration keys as on the command line, e.g. "infer.max_reqs=64".
@@ -47,15 +56,22 @@ class LLM:
 
     Raises:
         ChituError: one of core/errors.py, before any weight is read where that is possible.
+        SystemExit: on ranks other than 0, when rank 0 is done.
     """
 
     def __init__(
         self, *overrides: str, config_name: str | None = None, progress: bool = True
     ) -> None:
         """Load the model."""
-        self._instance: Instance = load_instance(
-            load_config(overrides, config_name), shows_progress=progress
-        )
+        config = load_config(overrides, config_name)
+        _check_ranks(config)
+        files = read_model_files(config)
+        if TorchrunRank.from_environ(os.environ).rank > 0:
+            raise SystemExit(follow(config, files.spec, os.environ))
+        crew = gather(config, files.spec, os.environ)
+        self._instance: Instance = load_instance(config, crew, files, shows_progress=progress)
+        # A program that never calls `shutdown` must not leave the other ranks waiting.
+        self._shut_down = weakref.finalize(self, self._instance.engine.shutdown)
         self._shows_progress = progress
         self._ids = itertools.count()
         self._choices: dict[str, GrowingChoice] = {}
@@ -236,8 +252,8 @@ class LLM:
             self._forget([answer])
 
     def shutdown(self) -> None:
-        """Free the model. May be called twice."""
-        self._instance.engine.shutdown()
+        """Free the model and let the other ranks end. May be called twice."""
+        self._shut_down()
 
     def __enter__(self) -> LLM:
         """Use as a context: leaving it shuts down."""
@@ -350,6 +366,23 @@ class LLM:
                 choice = self._choices.pop(request_id)
                 if choice.finish_reason is None:
                     self._instance.engine.abort(request_id)
+
+
+def _check_ranks(config: ServeConfig) -> None:
+    """Raise ConfigError where this program was not started with the ranks that it asks for."""
+    if config.deploy.replicas > 1:
+        raise ConfigError(
+            f"deploy.replicas={config.deploy.replicas}: LLM runs one instance; leave it out, or start "
+            "the service"
+        )
+    here = TorchrunRank.from_environ(os.environ)
+    if here.world_size == 1 and config.num_ranks > 1:
+        raise ConfigError(
+            f"infer.tp_size={config.infer.tp_size} and infer.pp_size={config.infer.pp_size} need "
+            f"{config.num_ranks} ranks: start this program with torchrun --nproc_per_node "
+            f"{config.num_ranks} PROGRAM"
+        )
+    here.check(config)
 
 
 def _progress_bar(is_shown: bool) -> Progress:

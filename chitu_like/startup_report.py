@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from rich.table import Table
 
+from chitu_like.checkpoint.loader import LoadReport
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.instance import LoadedEngine
@@ -15,43 +18,77 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 
-def memory_table(memory: MemoryPlan, resolved: ResolvedConfig, num_host_blocks: int) -> Table:
-    """Where the memory went, and how many tokens and requests the KV blocks hold."""
-    num_tokens = memory.num_blocks * resolved.block_size
-    table = Table(title=f"memory on {resolved.device}", title_justify="left")
+def memory_table(
+    memories: Sequence[MemoryPlan], resolved: ResolvedConfig, num_host_blocks: int
+) -> Table:
+    """Where the memory went, and how many tokens and requests the KV blocks hold.
+
+    Args:
+        memories: of each rank. Sizes are a rank's; where ranks differ, the least and the most. The
+            rank with room for the fewest blocks bounds them all.
+        resolved: the configuration.
+        num_host_blocks: KV blocks in host memory.
+    """
+    tightest = min(memories, key=lambda memory: memory.num_blocks)
+    num_blocks = tightest.num_blocks
+    num_tokens = num_blocks * resolved.block_size
+    title = f"memory on {resolved.device}"
+    if len(memories) > 1:
+        title += f", each of {len(memories)} ranks"
+    table = Table(title=title, title_justify="left")
     table.add_column("what")
     table.add_column("size", justify="right")
     table.add_column("note")
-    table.add_row("weights", _size(memory.weight_bytes), resolved.dtype)
-    table.add_row("activations", _size(memory.activation_bytes), "at most, in one step")
+    table.add_row("weights", _range(m.weight_bytes for m in memories), resolved.dtype)
+    activations = _range(m.activation_bytes for m in memories)
+    table.add_row("activations", activations, "at most, in one step")
     graphs = "none are captured" if not resolved.use_cuda_graph else "captured decode steps"
     table.add_row("graphs", _size(0), graphs)
-    blocks = f"{memory.num_blocks} blocks of {resolved.block_size} tokens ({memory.reason})"
-    table.add_row("KV cache", _size(memory.kv_bytes), blocks)
+    blocks = f"{num_blocks} blocks of {resolved.block_size} tokens ({tightest.reason})"
+    table.add_row("KV cache", _range(num_blocks * m.bytes_per_block for m in memories), blocks)
     requests = f"{num_tokens / TYPICAL_TOKENS:.0f} requests of {TYPICAL_TOKENS} tokens"
     table.add_row("  holds", f"{num_tokens} tokens", requests)
     if num_host_blocks:
         swap = f"{num_host_blocks} blocks for preempted requests"
-        table.add_row("swap space", _size(num_host_blocks * memory.bytes_per_block), swap)
-    table.add_row("others", _size(memory.other_bytes), f"of {_size(memory.total_bytes)} in all")
+        sizes = _range(num_host_blocks * m.bytes_per_block for m in memories)
+        table.add_row("swap space", sizes, swap)
+    total = f"of {_range(m.total_bytes for m in memories)} in all"
+    table.add_row("others", _range(m.other_bytes for m in memories), total)
     return table
 
 
 def layout_line(spec: ModelSpec, loaded: LoadedEngine) -> str:
     """The parallel layout and what was loaded, in one line."""
-    infer = loaded.resolved.config.infer
-    report = loaded.load_report
+    infer, deploy = loaded.resolved.config.infer, loaded.resolved.config.deploy
     billions = spec.num_parameters() / 1e9
     size = f"{billions:.2f} B" if billions >= 0.1 else f"{billions * 1e3:.1f} M"
-    read = "no weights read"
-    if report is not None:
-        gb_per_s = report.num_bytes / max(report.load_s, 1e-9) / 1e9
-        read = f"{_size(report.num_bytes)} in {report.load_s:.1f} s ({gb_per_s:.1f} GB/s)"
+    instances = "1 instance" if deploy.replicas == 1 else f"{deploy.replicas} instances"
     return (
-        f"{spec.architecture}, {size} parameters, {read}; 1 instance, tp {infer.tp_size} x "
-        f"pp {infer.pp_size}, {loaded.engine.info.max_reqs} requests at once, "
+        f"{spec.architecture}, {size} parameters, {_what_was_read(loaded.load_reports)}; "
+        f"{instances}, tp {infer.tp_size} x pp {infer.pp_size}, "
+        f"{loaded.engine.info.max_reqs} requests at once, "
         f"{loaded.engine.info.max_seq_len} tokens each"
     )
+
+
+def _what_was_read(reports: Sequence[LoadReport | None]) -> str:
+    """Bytes, seconds and speed of the weights; with several ranks a rank's and that of all."""
+    read = [report for report in reports if report is not None]
+    if not read:
+        return "no weights read"
+    num_bytes = sum(report.num_bytes for report in read)
+    load_s = max(report.load_s for report in read)
+    speed = f"{num_bytes / max(load_s, 1e-9) / 1e9:.1f} GB/s"
+    if len(read) > 1:
+        slowest = min(report.bytes_per_s for report in read) / 1e9
+        speed += f", {slowest:.1f} GB/s the slowest of {len(read)} ranks"
+    return f"{_size(num_bytes)} in {load_s:.1f} s ({speed})"
+
+
+def _range(sizes: Iterable[int]) -> str:
+    """One size, or the least and the most of several."""
+    texts = [_size(size) for size in sorted(sizes)]
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
 def _size(num_bytes: int) -> str:

@@ -64,7 +64,9 @@ ROOF = {
     "model_files",
     "openmp",
     "preprocess",
+    "rank",
     "startup_report",
+    "torchrun",
 }
 
 # Package of others -> the only rooms or modules (and the roof) that may import it.

@@ -71,7 +71,7 @@ def _examine(config: ServeConfig, console: Console) -> int:
     findings = check_up(config, files, runner_options(resolved, files.spec))
     _print(console, "checks", [(f.name, f"{'!! ' * f.is_fault}{f.detail}") for f in findings])
     _print(console, "configuration (the rest is at its default)", _settings(fit.resolved))
-    console.print(memory_table(fit.memory, fit.resolved, fit.num_host_blocks))
+    console.print(memory_table([fit.memory], fit.resolved, fit.num_host_blocks))
     faults = [finding for finding in findings if finding.is_fault]
     if fit.fault is not None:
         raise CapacityError(f"{config.models.name} does not fit: {fit.fault}")

@@ -11,14 +11,12 @@ from chitu_like.core.errors import UnsupportedError
 def check_supported(config: ServeConfig) -> None:
     """Raise UnsupportedError for the first value that could not take effect."""
     infer = config.infer
-    one_rank = "this version runs one rank per instance; use 1"
     no_graphs = "this version runs every step eagerly; use auto or false"
     unquantised = "this version serves unquantised checkpoints; leave it out"
     no_kernels = "this version computes with torch; use auto or torch"
     later = (
-        ("infer.tp_size", infer.tp_size, infer.tp_size == 1, one_rank),
-        ("infer.pp_size", infer.pp_size, infer.pp_size == 1, one_rank),
-        ("infer.ep_size", infer.ep_size, infer.ep_size == 1, one_rank),
+        ("infer.ep_size", infer.ep_size, infer.ep_size == 1,
+         "this version has no models with experts; use 1"),
         ("deploy.replicas", config.deploy.replicas, config.deploy.replicas == 1,
          "this version runs one instance; use 1"),
         ("infer.attn_type", infer.attn_type, infer.attn_type in ("auto", "ref", "sdpa"),

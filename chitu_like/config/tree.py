@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 from chitu_like.config.keys import unknown_key_message
@@ -37,6 +37,11 @@ def _mapping(key: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}={show(value)}: {unknown_key_message(key)}")
     return value
+
+
+def without_secrets(config: ServeConfig) -> ServeConfig:
+    """The configuration for a process that serves no HTTP, such as a rank on another node."""
+    return replace(config, serve=replace(config.serve, api_keys=(), admin_api_key=None))
 
 
 def config_to_json(config: ServeConfig) -> str:

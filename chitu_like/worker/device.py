@@ -12,6 +12,7 @@ import torch
 
 from chitu_like.config.device_facts import DeviceFacts
 from chitu_like.config.schema import DeviceType
+from chitu_like.core.errors import ConfigError
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -24,15 +25,21 @@ _CGROUP_MEMORY = (
 )
 
 
-def device_facts(device: DeviceType | Literal["auto"], index: int = 0) -> DeviceFacts:
+def device_facts(
+    device: DeviceType | Literal["auto"], index: int = 0, *, num_local_ranks: int = 1
+) -> DeviceFacts:
     """What the configuration must know of this rank's device before it decides each `auto`.
 
     Args:
         device: which kind; auto: cuda where there is one. Where cuda is asked for and there is none,
             the facts are the CPU's, and the configuration says so to the user.
         index: of the CUDA device that is this rank's.
+        num_local_ranks: ranks of this node, each of which needs a CUDA device of its own.
+
+    Raises: ConfigError where there are fewer CUDA devices than ranks.
     """
     if device != "cpu" and torch.cuda.is_available():
+        require_devices(num_local_ranks)
         return _measure_cuda(index)
     free = available_host_bytes()
     return DeviceFacts(
@@ -45,6 +52,20 @@ def device_facts(device: DeviceType | Literal["auto"], index: int = 0) -> Device
         num_cpu_cores=count_cores(),
         supports_bf16=True,  # oneDNN computes it on every x86 with AVX2 and on Arm
     )
+
+
+def require_devices(num_local_ranks: int) -> None:
+    """Each rank of a node computes on a CUDA device of its own.
+
+    Raises: ConfigError where there are fewer than `num_local_ranks`.
+    """
+    num_devices = torch.cuda.device_count()
+    if num_devices < num_local_ranks:
+        raise ConfigError(
+            f"torchrun started {num_local_ranks} ranks on a node with {num_devices} CUDA devices: "
+            f"use --nproc_per_node {num_devices} and more nodes, lower infer.tp_size or "
+            "infer.pp_size, or set infer.device=cpu"
+        )
 
 
 def set_thread_count(local_world_size: int = 1, *, weight_bytes: int | None = None) -> int:

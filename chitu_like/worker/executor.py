@@ -28,17 +28,18 @@ class LocalExecutor:
 
     Args:
         runner: loaded and allocated; nobody else may use it from now on.
-        overlap: a second batch may be submitted while the first is computed.
+        max_in_flight: batches that may be submitted and not yet collected; with more than one, others
+            may be submitted while the first is computed.
     """
 
-    def __init__(self, runner: ModelRunner, *, overlap: bool) -> None:
+    def __init__(self, runner: ModelRunner, *, max_in_flight: int) -> None:
         self._runner = runner
-        self._max_in_flight = 2 if overlap else 1
+        self._max_in_flight = max_in_flight
         self._in_flight: deque[_Result] = deque()
         self._has_failed = False
         self._is_shut_down = False
         self._thread: ThreadPoolExecutor | None = None
-        if overlap and runner.device.type == "cpu":
+        if max_in_flight > 1 and runner.device.type == "cpu":
             num_threads = torch.get_num_threads()
             self._thread = ThreadPoolExecutor(
                 1,
@@ -88,6 +89,13 @@ class LocalExecutor:
         self._in_flight.clear()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def abandon(self) -> None:
+        """Shut down without waiting: the step that is being computed may never end."""
+        self._is_shut_down = True
+        self._in_flight.clear()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _execute(self, batch: ScheduledBatch) -> StepOutput:
         """Compute a batch now; behind a failure none, as the cache is not what it should be."""

@@ -1,8 +1,8 @@
 """What an instance's leader and its other ranks say to each other over the control channel.
 
 The leader sends the verbs of ToWorker, in one order for all ranks; a rank works them off one after the
-other: Load, Plan, Allocate, then any number of Execute, then Stop. Msgpack of msgspec structs, never
-pickle.
+other: Prepare, Load, Plan, Allocate, then any number of Execute, then Stop. Msgpack of msgspec
+structs, never pickle.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from chitu_like.core.output import StepOutput
 from chitu_like.worker.memory import MemoryPlan
 
 
-class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Join the other ranks, build the model, read the weights and answer with Loaded.
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """See whether this rank can take part, and answer with Prepared; nothing is loaded yet.
 
     Attributes:
         config: the leader's configuration as `config/tree.py` writes it, without secrets; it wins over
             the rank's own.
         spec_digest: `digest` of the leader's ModelSpec; a rank whose files say otherwise fails.
         device: kind of device that all ranks compute on.
-        dtype, max_seq_len, attn_type, op_impl, block_size, max_num_batched_tokens, max_reqs: what the
-            leader resolved; fields of RunnerOptions.
     """
 
     config: str
     spec_digest: str
     device: str
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """All ranks are prepared: join them, build the model, read the weights, answer with Loaded.
+
+    Attributes are what the leader resolved, as in RunnerOptions.
+    """
+
     dtype: str
     max_seq_len: int
     attn_type: str
@@ -70,6 +76,10 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Drop everything and end with exit code 0."""
 
 
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """This rank can take part."""
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """The weights are there; `report` says how, None where none were read."""
 
@@ -106,5 +116,5 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     step_id: int | None = None
 
 
-ToWorker: TypeAlias = Load | Plan | Allocate | Execute | Stop
-FromWorker: TypeAlias = Loaded | Planned | Allocated | Executed | Failed
+ToWorker: TypeAlias = Prepare | Load | Plan | Allocate | Execute | Stop
+FromWorker: TypeAlias = Prepared | Loaded | Planned | Allocated | Executed | Failed

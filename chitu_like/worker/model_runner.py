@@ -34,10 +34,11 @@ from torch import Tensor, nn
 
 from chitu_like.attention.base import AttentionBackend, ForwardBatch
 from chitu_like.checkpoint.dummy import load_dummy_weights
-from chitu_like.checkpoint.loader import LoadableModel, LoadReport, finish_loading, load_weights
-from chitu_like.checkpoint.reader import open_checkpoint
+from chitu_like.checkpoint.loader import LoadableModel, LoadReport, finish_loading
+from chitu_like.checkpoint.preprocessed import load_checkpoint
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.output import StepOutput
+from chitu_like.distributed.rendezvous import PipelineGroups
 from chitu_like.models.build import build_model
 from chitu_like.ops.upload import upload
 from chitu_like.worker import memory
@@ -46,7 +47,7 @@ from chitu_like.worker.device import available_host_bytes
 from chitu_like.worker.kv_pool import KVPool
 from chitu_like.worker.options import RunnerOptions, make_backend
 from chitu_like.worker.pending_step import PendingStep, WarnOnce
-from chitu_like.worker.pipeline import LinkedStage, Stage, StageLinks
+from chitu_like.worker.pipeline import LinkedStage, Stage
 from chitu_like.worker.profile_batch import make_profile_batch
 from chitu_like.worker.prompt_logprobs import gather_prompt_logprobs
 from chitu_like.worker.sampler import Sampled, SampledRows, Sampler
@@ -112,12 +113,12 @@ class ModelRunner:
         self._pool: KVPool | None = None
 
     @classmethod
-    def build(cls, options: RunnerOptions, links: StageLinks | None = None) -> ModelRunner:
+    def build(cls, options: RunnerOptions, pipeline: PipelineGroups | None = None) -> ModelRunner:
         """The runner of a model that this package knows, its weights not yet filled.
 
         Args:
             options: what was decided.
-            links: to the other pipeline stages, where there are any.
+            pipeline: leads to the other stages, where there are any.
 
         Raises: UnsupportedError if the attention backend cannot serve the model on this device.
         """
@@ -131,9 +132,9 @@ class ModelRunner:
             op_impl=options.op_impl,
         )
         stage = None
-        if links is not None:
+        if pipeline is not None:
             stage = LinkedStage(
-                links,
+                pipeline,
                 hidden_size=options.spec.hidden_size,
                 dtype=options.torch_dtype,
                 device=options.torch_device,
@@ -151,7 +152,7 @@ class ModelRunner:
         """Fill the weights.
 
         Args:
-            ckpt_dir: Hugging Face folder; not looked at unless load_format is auto.
+            ckpt_dir: Hugging Face or preprocessed folder; not looked at unless load_format is auto.
             load_format: auto reads them, dummy draws them, none leaves zeros.
             seed: of dummy weights.
             progress: show a progress bar.
@@ -171,8 +172,8 @@ class ModelRunner:
             finish_loading(self._model)
             return None
         assert ckpt_dir is not None, "load_format=auto reads a folder"
-        with open_checkpoint(Path(ckpt_dir)) as reader:
-            return load_weights(self._model, reader, progress=progress)
+        parallel = self.options.parallel
+        return load_checkpoint(self._model, Path(ckpt_dir), parallel, progress=progress)
 
     def plan_memory(
         self,

@@ -17,7 +17,6 @@ ranks makes both hosts wait for each other, and so they always meet.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,21 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch
+from chitu_like.distributed.rendezvous import PipelineGroups
 from chitu_like.ops.upload import upload
 from chitu_like.worker.slots import Slots
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageLinks:
-    """The ranks with this rank's tensor-parallel place, one a stage, in the order of the stages.
-
-    Attributes:
-        hidden: group that hidden states travel in.
-        tokens: group of the same ranks that sampled tokens travel in.
-    """
-
-    hidden: dist.ProcessGroup
-    tokens: dist.ProcessGroup
 
 
 class Stage:
@@ -80,17 +67,22 @@ class LinkedStage(Stage):
     """One stage of several.
 
     Args:
-        links: to the others.
+        groups: of the ranks with this rank's tensor-parallel place.
         hidden_size: of the model.
         dtype: of hidden states.
         device: of all tensors.
     """
 
     def __init__(
-        self, links: StageLinks, *, hidden_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        groups: PipelineGroups,
+        *,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self._links = links
-        self._rank, self._size = links.hidden.rank(), links.hidden.size()
+        self._groups = groups
+        self._rank, self._size = groups.hidden_states.rank(), groups.hidden_states.size()
         self._hidden_size = hidden_size
         self._dtype = dtype
         self._device = device
@@ -118,24 +110,24 @@ class LinkedStage(Stage):
         hidden_states = torch.empty(
             num_tokens, self._hidden_size, dtype=self._dtype, device=self._device
         )
-        _queue_receive(hidden_states, self._links.hidden, self._rank - 1).wait()
+        _queue_receive(hidden_states, self._groups.hidden_states, self._rank - 1).wait()
         return hidden_states
 
     def send(self, hidden_states: Tensor) -> None:
         """See Stage."""
-        self._send(hidden_states, self._links.hidden, self._rank + 1)
+        self._send(hidden_states, self._groups.hidden_states, self._rank + 1)
 
     def expect_tokens(self, batch: ScheduledBatch) -> None:
         """See Stage."""
         slots = np.array(batch.slots, np.int64)[np.array(batch.samples, np.bool_)]
         if self._rank == 0 and slots.size:
             token_ids = torch.empty(slots.size, dtype=torch.int64, device=self._device)
-            work = _queue_receive(token_ids, self._links.tokens, self._size - 1)
+            work = _queue_receive(token_ids, self._groups.token_ids, self._size - 1)
             self._returning.append(_Returning(slots, token_ids, work))
 
     def return_tokens(self, token_ids: Tensor) -> None:
         """See Stage."""
-        self._send(token_ids, self._links.tokens, 0)
+        self._send(token_ids, self._groups.token_ids, 0)
 
     def forget(self) -> None:
         """See Stage."""

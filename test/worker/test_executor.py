@@ -66,7 +66,7 @@ class Failing(TinyModel):
 def test_overlap_gives_equal_tokens() -> None:
     outputs = []
     for overlap in (False, True):
-        executor = LocalExecutor(tiny_runner(), overlap=overlap)
+        executor = LocalExecutor(tiny_runner(), max_in_flight=1 + overlap)
         assert executor.max_in_flight == 1 + overlap
         outputs.append(tokens_of(executor, 12))
         executor.shutdown()
@@ -75,7 +75,7 @@ def test_overlap_gives_equal_tokens() -> None:
 
 
 def test_outputs_come_in_the_order_of_the_batches() -> None:
-    executor = LocalExecutor(tiny_runner(), overlap=True)
+    executor = LocalExecutor(tiny_runner(), max_in_flight=2)
     first, second = decode_batches(2)
     executor.submit(first)
     executor.submit(second)
@@ -85,7 +85,7 @@ def test_outputs_come_in_the_order_of_the_batches() -> None:
 
 def test_submit_does_not_wait_for_the_computation() -> None:
     model = Blocked()
-    executor = LocalExecutor(tiny_runner(model), overlap=True)
+    executor = LocalExecutor(tiny_runner(model), max_in_flight=2)
     for batch in decode_batches(2):
         executor.submit(batch)  # would hang here
     model.may_run.set()
@@ -95,7 +95,7 @@ def test_submit_does_not_wait_for_the_computation() -> None:
 
 def test_an_interrupted_collect_leaves_its_batch_to_the_next() -> None:
     model = Blocked()
-    executor = LocalExecutor(tiny_runner(model), overlap=True)
+    executor = LocalExecutor(tiny_runner(model), max_in_flight=2)
     for batch in decode_batches(2):
         executor.submit(batch)
     timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
@@ -118,7 +118,7 @@ def test_the_thread_computes_with_the_threads_of_its_maker() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        executor = LocalExecutor(tiny_runner(Counting()), overlap=True)
+        executor = LocalExecutor(tiny_runner(Counting()), max_in_flight=2)
         tokens_of(executor, 1)
         executor.shutdown()
     finally:
@@ -128,7 +128,7 @@ def test_the_thread_computes_with_the_threads_of_its_maker() -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_failure_is_raised_by_collect_as_it_was_and_stays(overlap: bool) -> None:
-    executor = LocalExecutor(tiny_runner(Failing()), overlap=overlap)
+    executor = LocalExecutor(tiny_runner(Failing()), max_in_flight=1 + overlap)
     first, second, third = decode_batches(3)
     executor.submit(first)
     assert executor.collect().token_ids
@@ -145,7 +145,7 @@ def test_a_failure_is_raised_by_collect_as_it_was_and_stays(overlap: bool) -> No
 
 def test_a_batch_behind_a_failed_one_is_not_computed() -> None:
     model = Failing()
-    executor = LocalExecutor(tiny_runner(model), overlap=True)
+    executor = LocalExecutor(tiny_runner(model), max_in_flight=2)
     first, second, third = decode_batches(3)
     executor.submit(first)
     executor.submit(second)
@@ -159,7 +159,7 @@ def test_a_batch_behind_a_failed_one_is_not_computed() -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_shutdown_twice_and_with_batches_in_flight(overlap: bool) -> None:
-    executor = LocalExecutor(tiny_runner(), overlap=overlap)
+    executor = LocalExecutor(tiny_runner(), max_in_flight=1 + overlap)
     executor.submit(decode_batches(1)[0])
     executor.shutdown()
     executor.shutdown()

@@ -1,0 +1,137 @@
+"""A rank that is not the leader: it follows the leader's orders until told to stop."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+
+from chitu_like.core.errors import ChituError, PeerError
+from chitu_like.distributed.channel import WorkerChannel
+from chitu_like.worker.local_rank import LocalRank
+from chitu_like.worker.messages import (
+    Allocate,
+    Execute,
+    Executed,
+    Failed,
+    FromWorker,
+    Load,
+    Plan,
+    Prepare,
+    Stop,
+    ToWorker,
+)
+from chitu_like.worker.pending_step import PendingStep
+
+logger = logging.getLogger(__name__)
+
+DONE, FAILED, USER_MISTAKE = 0, 1, 2
+LAST_WORDS_S = 1.0
+"""In the middle of a step the leader may wait for this very rank: its end sets the leader free."""
+
+
+class Worker:
+    """One rank of an instance, in the main thread of its process.
+
+    Args:
+        rank: its part of the model.
+        channel: to the leader.
+    """
+
+    def __init__(self, rank: LocalRank, channel: WorkerChannel[ToWorker, FromWorker]) -> None:
+        self._rank = rank
+        self._channel = channel
+        self._step_id: int | None = None
+        self._launched: queue.SimpleQueue[PendingStep] = queue.SimpleQueue()
+        self._reporter: threading.Thread | None = None
+
+    def run(self) -> int:
+        """Follow orders until Stop, the leader's end or a failure.
+
+        Signals to stop are for the leader, who drains first: they are ignored here.
+
+        Returns: the exit code: 0 stopped, 1 something broke, 2 the user's mistake.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+        try:
+            while not isinstance(order := self._channel.receive(), Stop):
+                self._follow(order)
+        except PeerError as error:
+            logger.error("%s", error)
+            return FAILED
+        except Exception as error:
+            return self._fail(error)
+        self._rank.leave()
+        self._channel.close()
+        return DONE
+
+    def _follow(self, order: ToWorker) -> None:
+        if isinstance(order, Execute):
+            self._execute(order)
+        elif isinstance(order, Prepare):
+            self._channel.send(self._rank.prepare(order))
+        elif isinstance(order, Load):
+            self._channel.send(self._rank.load(order))
+        elif isinstance(order, Plan):
+            self._channel.send(self._rank.plan(order))
+        elif isinstance(order, Allocate):
+            self._channel.send(self._rank.allocate(order))
+
+    def _execute(self, order: Execute) -> None:
+        """Launch a batch; its result is waited for beside, so that the next can be launched."""
+        self._step_id = order.batch.step_id
+        pending = self._rank.runner.launch(order.batch)
+        if not self._rank.runner.samples:
+            return
+        if self._reporter is None:
+            self._reporter = threading.Thread(target=self._report, name="reporter", daemon=True)
+            self._reporter.start()
+        self._launched.put(pending)
+
+    def _report(self) -> None:
+        """Send results in the order of the batches, for ever."""
+        try:
+            while True:
+                self._channel.send(Executed(self._launched.get().result()))
+        except Exception as error:
+            code = self._fail(error)
+            logging.shutdown()
+            os._exit(code)  # the main thread waits for orders that mean nothing any more
+
+    def _fail(self, error: Exception) -> int:
+        """Tell the log everything and the leader one sentence; the exit code."""
+        is_users_mistake = isinstance(error, ChituError) and not isinstance(error, PeerError)
+        at = "" if self._step_id is None else f" at step {self._step_id}"
+        logger.error("this rank failed%s", at, exc_info=not is_users_mistake and error)
+        if is_users_mistake:
+            logger.error("%s", error)
+        try:
+            self._channel.send(Failed(_sentence(error), is_users_mistake, self._step_id))
+            if self._step_id is None:
+                self._wait_for_leader()
+            else:
+                time.sleep(LAST_WORDS_S)
+        except PeerError as lost:
+            logger.info("%s", lost)
+        return USER_MISTAKE if is_users_mistake else FAILED
+
+    def _wait_for_leader(self) -> None:
+        """Stay until the leader ends. Raises: PeerError then.
+
+        torchrun ends all ranks as soon as one ends, and the leader, who may still be loading, is the
+        one to say why.
+        """
+        while not isinstance(self._channel.receive(), Stop):
+            pass
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ChituError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
