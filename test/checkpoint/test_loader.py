@@ -82,6 +82,13 @@ def test_every_part_is_filled_and_counted(tmp_path):
     assert report.bytes_per_s > 0
 
 
+def test_a_rank_takes_and_counts_its_share(tmp_path):
+    tensors = checkpoint_tensors()
+    reports = [load(tmp_path, Model(rank=rank, num_ranks=2), tensors) for rank in range(2)]
+    whole, norm = sum(t.nbytes for t in tensors.values()), HIDDEN * 4
+    assert [report.num_bytes for report in reports] == [(whole - norm) // 2 + norm] * 2
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_are_converted_to_the_parameters_dtype(tmp_path, dtype):
     model, tensors = Model(dtype), checkpoint_tensors()

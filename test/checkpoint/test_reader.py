@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from chitu_like.checkpoint import shards
 from chitu_like.checkpoint.reader import open_checkpoint
 from chitu_like.core.errors import CheckpointError
 
@@ -84,6 +85,14 @@ def test_iterating_twice_reads_the_same(tmp_path, tensors):
     write_safetensors_shards(tmp_path, tensors, index=True)
     with open_checkpoint(tmp_path) as reader:
         assert [name for name, _ in reader] == [name for name, _ in reader]
+
+
+def test_tensors_outlive_the_mapping_they_came_from(tmp_path, tensors, monkeypatch):
+    monkeypatch.setattr(shards, "BYTES_PER_MAPPING", 0)  # a new one for each tensor
+    save_file(tensors, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as reader:
+        found = list(reader)
+    assert all(torch.equal(lazy[()], tensors[name]) for name, lazy in found)
 
 
 def test_num_bytes_counts_the_weight_files_alone(tmp_path, tensors):
