@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from chitu_like.cluster.placement import InstancePlacement
 from chitu_like.core.errors import PeerError
-from chitu_like.distributed.collectives import Group, SoloGroup, TorchGroup
+from chitu_like.distributed.collectives import Group, SoloGroup
 from chitu_like.distributed.interface import (
     LOOPBACK,
     is_loopback,
@@ -26,6 +26,7 @@ from chitu_like.distributed.interface import (
     pin_interface,
 )
 from chitu_like.distributed.parallel_context import ParallelContext
+from chitu_like.distributed.symmetric import make_tp_group
 
 Backend: TypeAlias = Literal["gloo", "nccl"]
 
@@ -172,10 +173,12 @@ def join(
             f"the {len(members)} ranks of instance {index} did not meet within {timeout_s:g} s: "
             f"{_first_line(error)}"
         ) from error
-    return _make_groups(placement, rank, timedelta(seconds=timeout_s))
+    return _make_groups(placement, rank, device, timedelta(seconds=timeout_s))
 
 
-def _make_groups(placement: InstancePlacement, rank: int, timeout: timedelta) -> Joined:
+def _make_groups(
+    placement: InstancePlacement, rank: int, device: torch.device, timeout: timedelta
+) -> Joined:
     """Every rank makes all groups in one order, as torch wants it, and keeps its own."""
     num_stages, tp_size = len(placement.stages), len(placement.stages[0].ranks)
     pp_rank, tp_rank = divmod(placement.ranks.index(rank), tp_size)
@@ -185,10 +188,10 @@ def _make_groups(placement: InstancePlacement, rank: int, timeout: timedelta) ->
     if num_stages == 1:
         world = dist.group.WORLD
         assert world is not None, "there is none before init_process_group"
-        tp = TorchGroup(world)
+        tp = make_tp_group(world, device)
     else:
         if tp_size > 1:
-            tp = TorchGroup(_groups(stages, timeout)[pp_rank])
+            tp = make_tp_group(_groups(stages, timeout)[pp_rank], device)
         lines = list(zip(*stages, strict=True))
         pipeline = PipelineGroups(
             hidden_states=_groups(lines, timeout)[tp_rank],

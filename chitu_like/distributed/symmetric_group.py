@@ -12,13 +12,24 @@ from torch import Tensor
 
 from chitu_like.distributed.collectives import TorchGroup
 from chitu_like.ops.triton import all_reduce as kernels
-from chitu_like.ops.triton.all_reduce import EMPTY, NUM_PROGRAMS, PeerMemory, Shots
+from chitu_like.ops.triton.all_reduce import (
+    EMPTY_BYTE,
+    NUM_PARITIES,
+    NUM_PROGRAMS,
+    PeerMemory,
+    Shots,
+)
 
-SLOT_BYTES = 2 << 20
-WORLD_SIZES = (2, 4, 8)
+BUFFER_BYTES = 64 << 20
 
-# The longest message, in bytes, that one shot, and then two, reduce sooner than NCCL does.
-LONGEST = {2: (2 << 20, 0), 4: (256 << 10, 2 << 20), 8: (128 << 10, 4 << 20)}
+# World size -> the longest message, in bytes, that one shot, and then two, reduce sooner than NCCL.
+# Measured on H200s with 2 and 4 ranks (benchmarks/RESULTS.md), guessed for 8.
+LONGEST = {2: (8 << 20, 0), 4: (256 << 10, 8 << 20), 8: (128 << 10, 8 << 20)}
+
+
+def slot_bytes(world_size: int) -> int:
+    """Bytes that a rank keeps for one message of one rank; see ops/triton/all_reduce.py."""
+    return BUFFER_BYTES // (NUM_PARITIES * world_size)
 
 
 class SymmetricGroup(TorchGroup):
@@ -42,13 +53,13 @@ class SymmetricGroup(TorchGroup):
         longest: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(group)
-        size = (2, self.size, SLOT_BYTES)  # parities, senders, bytes; see ops/triton/all_reduce.py
-        self._buffer = symmetric_memory.empty(size, dtype=torch.uint8, device=device)
-        self._buffer.view(torch.int32).fill_(EMPTY.value)
+        self._buffer = symmetric_memory.empty(BUFFER_BYTES, dtype=torch.uint8, device=device)
+        self._buffer.fill_(EMPTY_BYTE)
         torch.cuda.synchronize(device)  # rendezvous is where all wait for all: it is empty by then
         handle = symmetric_memory.rendezvous(self._buffer, group)
         starts = [
-            handle.get_buffer(rank, size, torch.uint8).data_ptr() for rank in range(self.size)
+            handle.get_buffer(rank, (BUFFER_BYTES,), torch.uint8).data_ptr()
+            for rank in range(self.size)
         ]
         # torch may cut several tensors from one mapped piece; ours lies at one offset on all ranks.
         offset = self._buffer.data_ptr() - starts[self.rank]
@@ -57,7 +68,7 @@ class SymmetricGroup(TorchGroup):
             parities=torch.zeros(NUM_PROGRAMS, dtype=torch.int32, device=device),
             rank=self.rank,
             world_size=self.size,
-            slot_bytes=SLOT_BYTES,
+            slot_bytes=slot_bytes(self.size),
         )
         self._longest = longest or LONGEST[self.size]
 

@@ -33,6 +33,8 @@ import triton.language as tl
 from torch import Tensor
 
 EMPTY = tl.constexpr(-1)
+EMPTY_BYTE = 0xFF
+NUM_PARITIES = 2
 VECTOR_BYTES = 16  # of one load or store; messages are whole vectors
 NUM_PROGRAMS = 128
 MAX_WARPS = 16
@@ -179,7 +181,8 @@ class PeerMemory:
 
     Attributes:
         peers: [world_size] int64, the address of each rank's buffer as this device sees it; a buffer
-            is 2 * world_size * slot_bytes long, 16-byte aligned, and full of bits one at first.
+            is NUM_PARITIES * world_size * slot_bytes long, 16-byte aligned, and full of EMPTY_BYTE at
+            first.
         parities: [NUM_PROGRAMS] int32, zeros at first.
         rank, world_size: of this process in the group; 2, 4 or 8 ranks.
         slot_bytes: the longest message of one shot; a power of two.
@@ -229,9 +232,10 @@ def all_reduce(x: Tensor, shots: Shots, memory: PeerMemory) -> Tensor:
         shots: the same on all ranks.
         memory: of the group.
     """
-    # Rows are what a program works at once: short ones spread a short message over many programs.
-    width = 1024 if x.numel() <= 4 * 1024 * NUM_PROGRAMS else 4096
-    _launch(x, None, None, x, 0.0, width, shots, memory)
+    # A row is what a program takes at once. Short ones spread a message over many programs, long
+    # ones have them wait less often: on H200s, 2 KiB were best up to 256 KiB and 4 KiB beyond.
+    row_bytes = 2048 if x.nbytes <= 2048 * NUM_PROGRAMS else 4096
+    _launch(x, None, None, x, 0.0, row_bytes // x.itemsize, shots, memory)
     return x
 
 
@@ -284,5 +288,5 @@ def _launch(
         BITS=_BITS[x.dtype],
         TWO_SHOTS=shots is Shots.TWO,
         HAS_NORM=residual is not None,
-        num_warps=min(MAX_WARPS, max(1, block // 256)),
+        num_warps=min(MAX_WARPS, max(1, block * x.itemsize // 512)),  # one vector a thread
     )
