@@ -104,6 +104,11 @@ class FrontEndProcess:
         """What the one engine of this process binds."""
         return engine_address(self.folder, 0)
 
+    @property
+    def invitation(self) -> str:
+        """What to print once everything is ready, as rich text."""
+        return f"[bold]ready: open {self.url}/ to chat[/bold]  (API at {self.url}/v1, Ctrl-C stops)"
+
     def connect(self, instance: int, address: str) -> None:
         """Say where an instance's engine is."""
         self._write(msgspec.json.encode(Connect(instance=instance, address=address)) + b"\n")
@@ -123,8 +128,8 @@ class FrontEndProcess:
 
         Before that it calls `when_lost(instance)` for each instance that the front end gave up.
 
-        Code 0 says that it has drained. Then the engine was told to stop, so it is given
-        END_TIMEOUT_S to do so: it has not heard where it was still loading.
+        Code 0 says that it has drained. Then the engine was told to stop, so where it is this
+        process's own it is given END_TIMEOUT_S to do so: it has not heard where it was still loading.
         """
 
         def watch() -> None:
@@ -135,7 +140,7 @@ class FrontEndProcess:
                 elif event.event == "lost" and when_lost is not None:
                     when_lost(event.instance)
             code = self._process.wait()
-            if code == 0:
+            if code == 0 and not self._is_supervised:
                 self._is_ended.wait(END_TIMEOUT_S)
             if not self._is_ended.is_set():
                 self.remove_folder()

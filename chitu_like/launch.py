@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from chitu_like.config.load import load_config
-from chitu_like.config.report import format_config
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import secrets_of
 from chitu_like.core.errors import ChituError, PeerError
@@ -27,7 +26,9 @@ from chitu_like.core.logging import configure_logging, start_time
 from chitu_like.front_end_process import FrontEndProcess
 from chitu_like.model_files import ModelFiles, read_model_files
 from chitu_like.openmp import wait_without_spinning
+from chitu_like.router.policy import make_policy
 from chitu_like.scheduler.policy import Ordering
+from chitu_like.supervisor.supervise import supervise
 from chitu_like.torchrun import TorchrunRank
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
         config = load_config(overrides, environ=environ)
         here.check(config)
         Ordering(config.scheduler.type)
+        make_policy(config.router.policy)
         files = read_model_files(config)
+        if config.deploy.replicas > 1:
+            return supervise(config, files, here.rank)
         if here.rank == 0:
             return _lead(config, files, environ)
         from chitu_like.rank import follow
@@ -95,10 +99,12 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
         console.print(f"listening on {front_end.url}, loading the model ...", highlight=False)
         front_end.when_ended(_exit_with_front_end)
         from chitu_like.rank import lead  # torch loads while the port answers already
+        from chitu_like.startup_report import print_report
 
-        def announce(loaded: LoadedEngine) -> None:
+        def announce(loaded: LoadedEngine, address: str) -> None:
             _drain_on_signals(front_end)
-            _announce(console, loaded, files, front_end.url)
+            print_report(console, loaded, files.spec)
+            console.print(front_end.invitation, highlight=False, soft_wrap=True)
 
         code = lead(
             config,
@@ -115,20 +121,6 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
         logging.shutdown()
         os._exit(code)
     return code
-
-
-def _announce(console: Console, loaded: LoadedEngine, files: ModelFiles, url: str) -> None:
-    """Say what was decided, where the memory went and where to go."""
-    from chitu_like.startup_report import layout_line, memory_table
-
-    console.print(format_config(loaded.resolved), highlight=False, soft_wrap=True, markup=False)
-    console.print(memory_table(loaded.memories, loaded.resolved, loaded.num_host_blocks))
-    console.print(layout_line(files.spec, loaded), highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]ready: open {url}/ to chat[/bold]  (API at {url}/v1, Ctrl-C stops)",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

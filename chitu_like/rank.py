@@ -128,7 +128,7 @@ def lead(
     engine_address: str,
     secret: str,
     started: str,
-    on_ready: Callable[[LoadedEngine], None],
+    on_ready: Callable[[LoadedEngine, str], None],
 ) -> int:
     """Run the engine of one instance until the front end says to stop.
 
@@ -136,10 +136,10 @@ def lead(
         config: of the service.
         files: of the model.
         environ: torchrun's variables.
-        engine_address: where the front end will connect to.
+        engine_address: to bind for the front end; with tcp the port may be *.
         secret: what the front end will say.
         started: name of the run's log folder.
-        on_ready: called once, when the front end may connect.
+        on_ready: called once, with the very address, when the front end may connect.
 
     Returns: the exit code, 0 or 1; everything open was answered, and why is in the log.
     Raises: ChituError where it could not be loaded.
@@ -148,7 +148,7 @@ def lead(
     loaded = load_engine(config, files, crew, shows_progress=environ.get("RANK", "0") == "0")
     try:
         with EngineEndpoint(engine_address, secret) as endpoint:
-            on_ready(loaded)
+            on_ready(loaded, endpoint.address)
             serve(loaded.engine, endpoint)
     except Exception:  # logged before the front end, which has heard of it, is gone
         logger.exception("the engine failed")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from chitu_like.checkpoint.loader import LoadReport
+from chitu_like.config.report import format_config
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.instance import LoadedEngine
@@ -16,6 +18,13 @@ TYPICAL_TOKENS = 1024
 """Prompt and answer of a usual chat turn: Azure's 2023 conversation trace has a median of 1,149."""
 GIB = 1 << 30
 MIB = 1 << 20
+
+
+def print_report(console: Console, loaded: LoadedEngine, spec: ModelSpec) -> None:
+    """Say what was decided, where the memory went and which ranks hold what."""
+    console.print(format_config(loaded.resolved), highlight=False, soft_wrap=True, markup=False)
+    console.print(memory_table(loaded.memories, loaded.resolved, loaded.num_host_blocks))
+    console.print(layout_line(spec, loaded), highlight=False, soft_wrap=True)
 
 
 def memory_table(

@@ -66,6 +66,7 @@ ROOF = {
     "preprocess",
     "rank",
     "startup_report",
+    "supervisor",
     "torchrun",
 }
 

@@ -17,8 +17,6 @@ def check_supported(config: ServeConfig) -> None:
     later = (
         ("infer.ep_size", infer.ep_size, infer.ep_size == 1,
          "this version has no models with experts; use 1"),
-        ("deploy.replicas", config.deploy.replicas, config.deploy.replicas == 1,
-         "this version runs one instance; use 1"),
         ("infer.attn_type", infer.attn_type, infer.attn_type in ("auto", "ref", "sdpa"),
          "this version does not have that backend yet; use auto, ref or sdpa"),
         ("infer.op_impl", infer.op_impl, infer.op_impl in ("auto", "torch"), no_kernels),

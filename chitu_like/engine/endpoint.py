@@ -38,8 +38,12 @@ class EngineEndpoint:
     """Binds the engine's address and speaks to the front end.
 
     Args:
-        address: a ZeroMQ address to bind, e.g. ipc:///run/user/0/x/engine-0.
+        address: a ZeroMQ address to bind, e.g. ipc:///run/user/0/x/engine-0, or
+            tcp://10.0.0.2:* for any free port.
         secret: what Hello must carry.
+
+    Attributes:
+        address: what it is bound to.
     """
 
     def __init__(self, address: str, secret: str) -> None:
@@ -51,6 +55,7 @@ class EngineEndpoint:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.bind(address)
+        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._secret = secret
         self._front_end: bytes | None = None
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
