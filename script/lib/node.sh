@@ -92,7 +92,7 @@ local_name() {
 }
 
 run_torchrun() {
-    local name is_host=0
+    local name pid is_host=0
     exec 3<&0 </dev/null
     trap : TERM HUP INT # the launcher's word ends the job; Slurm signals torchrun by itself
     cd "$folder" 2>/dev/null || fail "no folder $folder on this node: the working directory must be the same path on each"
@@ -103,8 +103,9 @@ run_torchrun() {
         --rdzv_backend c10d --rdzv_endpoint "$endpoint" --rdzv_id "$job" \
         --rdzv_conf "is_host=$is_host,read_timeout=300" --local-addr "$name" \
         "${command[@]}" 3<&- &
-    watch_torchrun $!
-    wait $!
+    pid=$!
+    watch_torchrun "$pid"
+    wait "$pid"
 }
 
 # Follow the launcher's words until torchrun ends.

@@ -67,7 +67,7 @@ shutdown_timeout_s() { # COMMAND...
     local word drain=25
     for word in "$@"; do
         if [[ $word =~ ^\+*serve\.drain_timeout_s=([0-9]{1,6})(\.[0-9]*)?$ ]]; then
-            drain=$((10#${BASH_REMATCH[1]} + ${#BASH_REMATCH[2]}))
+            drain=$((10#${BASH_REMATCH[1]} + (${#BASH_REMATCH[2]} > 0)))
         fi
     done
     echo $((drain + 10))
