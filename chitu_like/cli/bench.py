@@ -19,6 +19,10 @@ BENCHMARKS = {
         "chitu_like.bench.offline",
         "the engine in this process: prefill, decode, workload",
     ),
+    "control": (
+        "chitu_like.bench.control",
+        "what a step costs beside the model: scheduler, channel",
+    ),
     "cpu-transformers": (
         "chitu_like.bench.cpu_transformers",
         "the engine beside transformers on this CPU",
