@@ -41,7 +41,7 @@ class Model(nn.Module, ABC):
         own = options.parallel.layers
         self.layer_indices = range(spec.num_layers) if own is None else own
         self._parallel = options.parallel
-        self._make_whole = partial(type(self), spec, backend, whole_on_meta(options))
+        self._make_whole = partial(type(self), spec, backend, _whole_on_meta(options))
 
     @abstractmethod
     def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:
@@ -70,7 +70,7 @@ class Model(nn.Module, ABC):
         )
 
 
-def whole_on_meta(options: LayerOptions) -> LayerOptions:
+def _whole_on_meta(options: LayerOptions) -> LayerOptions:
     """Options of the whole model without memory: whoever holds a part may ask what there is."""
     return replace(
         options, parallel=ParallelContext.single(), device=torch.device("meta"), op_impl="auto"
