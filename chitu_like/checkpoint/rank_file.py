@@ -1,16 +1,19 @@
 """The file of one rank: its parameters as they stand in memory, under their own names.
 
 It is a safetensors file, one parameter behind the other without gaps, so that reading is one run
-from its first byte to its last, straight into the parameters.
+from its first byte to its last, straight into the parameters, by a few threads at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +22,10 @@ from chitu_like.checkpoint.atomic_file import atomic_file
 from chitu_like.checkpoint.shards import SAFETENSORS_DTYPES, SafetensorsShard, damaged
 from chitu_like.quantization.parameter import LazyTensor
 
-CHUNK_BYTES = 16 << 20  # between two steps of the progress bar; reads of it are as fast as can be
+CHUNK_BYTES = 16 << 20  # large enough that a read's own cost is nothing, small enough to be shared
+# One thread copies out of the page cache, or zeroes fresh pages, at a few GB/s; a disk wants several
+# reads under way as well. More than this would take the cores of the other ranks of a machine.
+NUM_READERS = 4
 _HEADER_LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8  # of the first tensor; the largest element comes first, so all are aligned
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
@@ -74,19 +80,47 @@ def read_rank_file(path: Path, tensors: Mapping[str, Tensor], advance: Advance) 
     Raises: CheckpointError if the file ends too early.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(NUM_READERS) as readers:
             (header_bytes,) = _HEADER_LENGTH.unpack(file.read(_HEADER_LENGTH.size))
-            file.seek(header_bytes, 1)
-            staging = _staging_for(tensors)
-            for tensor in tensors.values():
-                for chunk in _bytes_of(tensor).split(CHUNK_BYTES):
-                    target = chunk if staging is None else staging[: len(chunk)]
-                    _fill(target.numpy().data, file.readinto)
-                    if staging is not None:
-                        chunk.copy_(target)
-                    advance(len(chunk))
+            chunks = _chunks(tensors, start=_HEADER_LENGTH.size + header_bytes)
+            for num_bytes in readers.map(lambda chunk: chunk.read(file.fileno()), chunks):
+                advance(num_bytes)
     except OSError as error:
         raise damaged(path, error) from error
+
+
+class _Chunk(NamedTuple):
+    """Bytes of a parameter, and where in the file they are."""
+
+    memory: Tensor
+    offset: int
+
+    def read(self, descriptor: int) -> int:
+        """Fill them; returns how many. Raises: OSError where the file ends before."""
+        on_host = self.memory.device.type == "cpu"
+        # Pinned memory is kept by torch and given to the next chunk.
+        staging = (
+            self.memory
+            if on_host
+            else torch.empty(len(self.memory), dtype=torch.uint8, pin_memory=True)
+        )
+        buffer, done = staging.numpy().data, 0
+        while done < len(buffer):
+            num_read = os.preadv(descriptor, [buffer[done:]], self.offset + done)
+            if not num_read:
+                raise OSError("it ends too early")
+            done += num_read
+        if not on_host:
+            self.memory.copy_(staging)
+        return done
+
+
+def _chunks(tensors: Mapping[str, Tensor], start: int) -> Iterator[_Chunk]:
+    """The bytes of all tensors, which lie in the file one behind the other from `start` on."""
+    for tensor in tensors.values():
+        for memory in _bytes_of(tensor).split(CHUNK_BYTES):
+            yield _Chunk(memory, start)
+            start += len(memory)
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
@@ -108,19 +142,3 @@ def _bytes_of(tensor: Tensor) -> Tensor:
     """The same memory as bytes."""
     assert tensor.is_contiguous(), f"a parameter of shape {list(tensor.shape)} is not contiguous"
     return tensor.detach().view(-1).view(torch.uint8)
-
-
-def _staging_for(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """Memory to read into on the way to a device; None where tensors can be read into."""
-    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
-        return None
-    return torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True)
-
-
-def _fill(buffer: memoryview, readinto: Callable[[memoryview], int | None]) -> None:
-    """Read until `buffer` is full. Raises: OSError where the file ends before."""
-    while buffer:
-        num_read = readinto(buffer)
-        if not num_read:
-            raise OSError("it ends too early")
-        buffer = buffer[num_read:]
