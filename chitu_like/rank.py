@@ -17,6 +17,7 @@ import torch
 from chitu_like.cluster.placement import InstancePlacement
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import secrets_of
+from chitu_like.core.garbage import freeze_loaded_objects
 from chitu_like.core.logging import configure_logging
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.distributed.channel import LeaderChannel, WorkerChannel
@@ -148,6 +149,7 @@ def lead(
     loaded = load_engine(config, files, crew, shows_progress=environ.get("RANK", "0") == "0")
     try:
         with EngineEndpoint(engine_address, secret) as endpoint:
+            freeze_loaded_objects()
             on_ready(loaded, endpoint.address)
             serve(loaded.engine, endpoint)
     except Exception:  # logged before the front end, which has heard of it, is gone

@@ -11,6 +11,7 @@ import threading
 import time
 
 from chitu_like.core.errors import ChituError, PeerError
+from chitu_like.core.garbage import freeze_loaded_objects
 from chitu_like.distributed.channel import WorkerChannel
 from chitu_like.worker.local_rank import LocalRank
 from chitu_like.worker.messages import (
@@ -81,7 +82,9 @@ class Worker:
         elif isinstance(order, Plan):
             self._channel.send(self._rank.plan(order))
         elif isinstance(order, Allocate):
-            self._channel.send(self._rank.allocate(order))
+            allocated = self._rank.allocate(order)
+            freeze_loaded_objects()  # batches come next
+            self._channel.send(allocated)
 
     def _execute(self, order: Execute) -> None:
         """Launch a batch; its result is waited for beside, so that the next can be launched."""
