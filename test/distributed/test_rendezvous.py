@@ -193,3 +193,75 @@ def test_every_layout_has_its_groups() -> None:
 @pytest.mark.slow
 def test_a_restarted_job_reads_no_key_of_its_first_life() -> None:
     torchrun("a_restart_forgets", 2, "--max_restarts=1", f"--master_port={free_port()}")
+
+
+class Nodes:
+    """Two network namespaces joined by a cable; their hosts know the first as node-a.
+
+    Args:
+        name: unlike any other's on this machine.
+        first_knows_itself_as: what node-a means on node-a itself.
+    """
+
+    addresses = ("10.213.7.1", "10.213.7.2")
+
+    def __init__(self, name: str, first_knows_itself_as: str) -> None:
+        self.names = (f"{name}-a", f"{name}-b")
+        self._hosts = [Path("/etc/netns") / node / "hosts" for node in self.names]
+        first, second = self.names
+        try:
+            for node, hosts, first_is in zip(
+                self.names, self._hosts, (first_knows_itself_as, self.addresses[0]), strict=True
+            ):
+                hosts.parent.mkdir(parents=True)
+                hosts.write_text(f"127.0.0.1 localhost\n{first_is} node-a\n")
+                ip("netns", "add", node)
+                ip("-n", node, "link", "set", "lo", "up")
+            cable = ("type", "veth", "peer", "name", "eth0", "netns", second)
+            ip("link", "add", "eth0", "netns", first, *cable)
+            for node, address in zip(self.names, self.addresses, strict=True):
+                ip("-n", node, "address", "add", f"{address}/30", "dev", "eth0")
+                ip("-n", node, "link", "set", "eth0", "up")
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        for node, hosts in zip(self.names, self._hosts, strict=True):
+            subprocess.run(["ip", "netns", "delete", node], check=False)
+            hosts.unlink(missing_ok=True)
+            hosts.parent.rmdir()
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("ip")
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
+@pytest.mark.parametrize("first_knows_itself_as", ["127.0.1.1", "10.213.7.1"])
+def test_ranks_of_two_nodes_meet_on_the_cable_between_them(first_knows_itself_as: str) -> None:
+    nodes = Nodes(f"chitu-{os.getpid()}", first_knows_itself_as)
+    launches: list[subprocess.Popen[str]] = []
+    try:
+        for node_rank, (node, address) in enumerate(zip(nodes.names, nodes.addresses, strict=True)):
+            command = ["ip", "netns", "exec", node, sys.executable, "-m", "torch.distributed.run"]
+            options = ["--nnodes=2", f"--node_rank={node_rank}", "--nproc_per_node=2"]
+            where = ["--master_addr=node-a", "--master_port=29500"]
+            launches.append(
+                subprocess.Popen(
+                    [*command, *options, *where, SCRIPT, "two_nodes"],
+                    env=environment(OWN_ADDRESS=address),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        said = [launch.communicate(timeout=TIMEOUT_S)[0] for launch in launches]
+        assert [launch.returncode for launch in launches] == [0, 0], "\n".join(said)
+    finally:
+        for launch in launches:
+            launch.kill()
+            launch.wait()
+        nodes.remove()
