@@ -16,6 +16,7 @@ from chitu_like.core.errors import PeerError
 from chitu_like.distributed.collectives import SoloGroup
 from chitu_like.distributed.interface import interface_of
 from chitu_like.distributed.rendezvous import (
+    Backend,
     Joined,
     PrefixStore,
     Store,
@@ -30,15 +31,21 @@ from chitu_like.distributed.rendezvous import (
 RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 WAIT_S = 60.0
 
-# (instances, tp_size, layers of each stage): four ranks each
-LAYOUTS: list[tuple[int, int, list[int]]] = [
-    (1, 4, [3]),
-    (1, 2, [3, 1]),
-    (1, 1, [1, 1, 1, 2]),
-    (2, 2, [3]),
-    (2, 1, [1, 2]),
-    (4, 1, [3]),
-]
+BACKEND: Backend = "nccl" if os.environ.get("ON_CUDA") else "gloo"
+DEVICE = torch.device("cuda", RANK) if BACKEND == "nccl" else torch.device("cpu")
+
+# Ranks -> (instances, tp_size, layers of each stage).
+LAYOUTS: dict[int, list[tuple[int, int, list[int]]]] = {
+    2: [(1, 2, [3]), (1, 1, [2, 1]), (2, 1, [3])],
+    4: [
+        (1, 4, [3]),
+        (1, 2, [3, 1]),
+        (1, 1, [1, 1, 1, 2]),
+        (2, 2, [3]),
+        (2, 1, [1, 2]),
+        (4, 1, [3]),
+    ],
+}
 
 
 def join_as(store: Store, placement: Placement, timeout_s: float = WAIT_S) -> Joined:
@@ -49,8 +56,8 @@ def join_as(store: Store, placement: Placement, timeout_s: float = WAIT_S) -> Jo
         placement.instances[index],
         index,
         RANK,
-        backend="gloo",
-        device=torch.device("cpu"),
+        backend=BACKEND,
+        device=DEVICE,
         timeout_s=timeout_s,
     )
 
@@ -63,8 +70,8 @@ def check_every_layout() -> None:
     store = open_store(WAIT_S)
     secret = job_secret(store, RANK)
     publish_address(store, f"secret-of-{RANK}", secret)
-    assert {find_address(store, f"secret-of-{r}", WAIT_S) for r in range(4)} == {secret}
-    for number, (num_instances, tp_size, partition) in enumerate(LAYOUTS):
+    assert {find_address(store, f"secret-of-{r}", WAIT_S) for r in range(WORLD_SIZE)} == {secret}
+    for number, (num_instances, tp_size, partition) in enumerate(LAYOUTS[WORLD_SIZE]):
         placement = Placement.uniform(
             num_instances=num_instances, tp_size=tp_size, layer_partition=partition
         )
@@ -76,7 +83,7 @@ def check_every_layout() -> None:
         joined.leave()
         assert not dist.is_initialized()
         publish_address(corner, f"left-{RANK}", "yes")
-        for rank in range(4):
+        for rank in range(WORLD_SIZE):
             find_address(corner, f"left-{rank}", WAIT_S)
 
 
@@ -101,8 +108,10 @@ def check_tensor_parallel(joined: Joined, placement: Placement) -> None:
     seat = placement.seat(RANK)
     stage = placement.instances[seat.instance].stages[seat.pp_rank]
     tp = joined.parallel.tp
-    assert tp.all_gather(torch.tensor([RANK])).flatten().tolist() == list(stage.ranks)
-    assert tp.all_reduce(torch.tensor([float(RANK)])).item() == sum(stage.ranks)
+    assert tp.all_gather(torch.tensor([RANK], device=DEVICE)).flatten().tolist() == list(
+        stage.ranks
+    )
+    assert tp.all_reduce(torch.tensor([float(RANK)], device=DEVICE)).item() == sum(stage.ranks)
 
 
 def check_pipeline(joined: Joined, placement: Placement) -> None:
@@ -113,8 +122,8 @@ def check_pipeline(joined: Joined, placement: Placement) -> None:
     stages = placement.instances[seat.instance].stages
     line = [stage.ranks[seat.tp_rank] for stage in stages]
     last = len(stages) - 1
-    passed = torch.zeros(len(stages), dtype=torch.int64)
-    returned = torch.zeros(len(stages), dtype=torch.int64)
+    passed = torch.zeros(len(stages), dtype=torch.int64, device=DEVICE)
+    returned = torch.zeros(len(stages), dtype=torch.int64, device=DEVICE)
     links = joined.pipeline
     if seat.pp_rank == 0:
         waiting = dist.irecv(returned, group=links.token_ids, group_src=last)
@@ -134,32 +143,32 @@ def check_pipeline(joined: Joined, placement: Placement) -> None:
 def check_idle_longer_than_the_timeout() -> None:
     joined = join_as(open_store(WAIT_S), pair(), timeout_s=2.0)
     time.sleep(4.0)
-    assert joined.parallel.tp.all_reduce(torch.ones(1)).item() == 2.0
+    assert joined.parallel.tp.all_reduce(torch.ones(1, device=DEVICE)).item() == 2.0
     joined.leave()
 
 
 def check_leaving_a_dead_peer() -> None:
     store = open_store(WAIT_S)  # rank 0 keeps it; it is the one that stays
     joined = join_as(store, pair())
-    joined.parallel.tp.all_reduce(torch.ones(1))
+    joined.parallel.tp.all_reduce(torch.ones(1, device=DEVICE))
     if RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(RuntimeError):
-        joined.parallel.tp.all_reduce(torch.ones(1))
+        joined.parallel.tp.all_reduce(torch.ones(1, device=DEVICE))
     leave_quickly(joined)
 
 
 def check_leaving_a_stopped_peer() -> None:
     store = open_store(WAIT_S)
     joined = join_as(store, pair(), timeout_s=2.0)
-    joined.parallel.tp.all_reduce(torch.ones(1))
+    joined.parallel.tp.all_reduce(torch.ones(1, device=DEVICE))
     publish_address(store, f"pid-{RANK}", str(os.getpid()))
     if RANK == 1:
         time.sleep(WAIT_S)
     peer = int(find_address(store, "pid-1", WAIT_S))
     os.kill(peer, signal.SIGSTOP)
     with pytest.raises(RuntimeError):  # after the two seconds
-        joined.parallel.tp.all_reduce(torch.ones(1))
+        joined.parallel.tp.all_reduce(torch.ones(1, device=DEVICE))
     leave_quickly(joined)
     os.kill(peer, signal.SIGKILL)
 
@@ -204,9 +213,11 @@ def check_two_nodes() -> None:
     assert address == os.environ["OWN_ADDRESS"], address
     joined = join_as(store, Placement.uniform(num_instances=1, tp_size=4, layer_partition=[1]))
     assert os.environ["GLOO_SOCKET_IFNAME"] == interface_of(address) != "lo"
-    assert joined.parallel.tp.all_reduce(torch.ones(1)).item() == 4.0
+    assert joined.parallel.tp.all_reduce(torch.ones(1, device=DEVICE)).item() == 4.0
     joined.leave()
 
 
 if __name__ == "__main__":
+    if BACKEND == "nccl":
+        torch.cuda.set_device(DEVICE)
     globals()[f"check_{sys.argv[1]}"]()

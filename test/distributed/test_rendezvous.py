@@ -39,12 +39,12 @@ def environment(**variables: object) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(REPO), **{k: str(v) for k, v in variables.items()}}
 
 
-def torchrun(check: str, num_ranks: int, *options: str) -> None:
+def torchrun(check: str, num_ranks: int, *options: str, **variables: object) -> None:
     """Run a check of rendezvous_rank.py; it must end well on all ranks."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_ranks)]
     result = subprocess.run(
         [*launch, *(options or ("--standalone",)), SCRIPT, check],
-        env=environment(),
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -193,6 +193,16 @@ def test_every_layout_has_its_groups() -> None:
 @pytest.mark.slow
 def test_a_restarted_job_reads_no_key_of_its_first_life() -> None:
     torchrun("a_restart_forgets", 2, "--max_restarts=1", f"--master_port={free_port()}")
+
+
+@pytest.mark.multi_gpu(count=2)
+def test_two_gpus_have_their_groups() -> None:
+    torchrun("every_layout", 2, ON_CUDA=1)
+
+
+@pytest.mark.multi_gpu(count=4)
+def test_four_gpus_have_their_groups() -> None:
+    torchrun("every_layout", 4, ON_CUDA=1)
 
 
 class Nodes:
