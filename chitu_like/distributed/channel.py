@@ -76,7 +76,7 @@ class LeaderChannel(Generic[ToWorker, FromWorker]):
             raise self._watch.loss
 
     def send(self, message: ToWorker) -> None:
-        """Send to every worker, in the order of the calls.
+        """Send to every worker, in the order of the calls. All must be in (`accept`).
 
         Raises:
             PeerError: a worker is lost.
@@ -186,11 +186,11 @@ class WorkerChannel(Generic[ToWorker, FromWorker]):
         """
         try:
             connection = socket.create_connection(parse_address(address), timeout=timeout_s)
+            connection.settimeout(None)
+            wire = Wire(connection, address)
+            wire.send(frame_of(msgspec.msgpack.encode(Hello(secret, rank))))
         except OSError as error:
             raise PeerError(f"cannot reach the instance's leader at {address}: {error}") from None
-        connection.settimeout(None)
-        wire = Wire(connection)
-        wire.send(frame_of(msgspec.msgpack.encode(Hello(secret, rank))))
         return cls(wire, to_worker=to_worker, silence_s=silence_s, on_lost=on_lost)
 
     def receive(self) -> ToWorker:

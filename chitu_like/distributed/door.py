@@ -63,11 +63,15 @@ class Door:
     def open(self) -> Wire | None:
         """Take one connection; None where it is gone again."""
         try:
-            connection, _ = self.listener.accept()
+            connection, peer = self.listener.accept()
         except OSError:
             return None
-        connection.setblocking(True)
-        wire = Wire(connection, MAX_HELLO_BYTES)
+        try:
+            connection.setblocking(True)
+            wire = Wire(connection, format_address(peer), MAX_HELLO_BYTES)
+        except OSError:
+            connection.close()
+            return None
         self._strangers[wire] = time.monotonic()
         return wire
 

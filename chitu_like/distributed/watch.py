@@ -129,6 +129,7 @@ class WorkerWatch(Generic[FromWorker]):
             self.wires[loss.rank].hang_up()  # a send that waits there comes back
             self.messages.put(loss)
             self.is_settled.set()
+            self._is_empty.set()  # nobody watches who leaves any more
             self._on_lost(loss.rank, loss.reason)
 
     def _watch(self) -> None:

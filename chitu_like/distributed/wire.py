@@ -69,19 +69,21 @@ class Wire:
 
     Args:
         connection: blocking; this object closes it.
+        peer: the other end's address. Asked of the socket it fails once the peer is gone.
         max_bytes: longest payload taken.
 
     Attributes:
-        peer: the other end's address.
         parser: holds what was read and not yet taken.
         num_silent_looks: how many looks in a row found no new byte from the peer, read or not.
         num_stuck_looks: how many looks in a row found the same send waiting for the peer.
     """
 
-    def __init__(self, connection: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(
+        self, connection: socket.socket, peer: str, max_bytes: int = MAX_FRAME_BYTES
+    ) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
-        self.peer = format_address(connection.getpeername())
+        self.peer = peer
         self._sending = threading.Lock()
         self._num_sends = 0
         self._stuck_send = 0  # number of the send that the last look found

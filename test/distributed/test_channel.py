@@ -322,6 +322,35 @@ def test_silent_strangers_delay_nobody_and_go(
         stranger.close()
 
 
+def test_callers_that_hang_up_at_once_do_no_harm(
+    open_leader: Callable[..., Leader], connect: Callable[..., Worker]
+) -> None:
+    """As port scanners do: such a socket does not even know any more who its peer was."""
+    leader = open_leader()
+    for _ in range(50):
+        stranger = knock(leader)
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stranger.close()
+    worker = connect(leader)
+    leader.accept(WAIT_S)
+    leader.send(Ask(1))
+    assert worker.receive() == Ask(1)
+
+
+def test_a_worker_that_is_stuck_while_all_stop_delays_nobody_for_ever(
+    open_leader: Callable[..., Leader], start: Callable[..., subprocess.Popen[str]], losses: Losses
+) -> None:
+    leader = open_leader(2, silence_s=1.0)
+    victim, other = start(leader, 1), start(leader, 2)
+    leader.accept(WAIT_S)
+    victim.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    leader.stop(End(), 60.0)
+    assert time.monotonic() - started < WAIT_S
+    assert losses.next() == (1, "silent for 1.0 s")
+    assert other.wait(WAIT_S) == 0
+
+
 def test_what_comes_with_the_hello_is_read(open_leader: Callable[..., Leader]) -> None:
     leader = open_leader()
     answers = b"".join(frame_of(msgspec.msgpack.encode(Answer(1, n))) for n in range(3))
