@@ -135,11 +135,15 @@ class RowParallelLinear(Linear):
         outputs: dict[Part, Shard] = {None: Shard.whole(out_features)}
         has_bias = has_bias and parallel.tp_rank == 0
         super().__init__(outputs, inputs, has_bias=has_bias, options=options)
-        self._tp = parallel.tp
+        self._tp = None if options.norms_reduce else parallel.tp
 
     def forward(self, x: Tensor) -> Tensor:
-        """X [num_tokens, in_features of this rank] -> [num_tokens, out_features] on every rank."""
-        return self._tp.all_reduce(self.kernel(x))
+        """X [num_tokens, in_features of this rank] -> [num_tokens, out_features].
+
+        The same on every rank, or with options.norms_reduce the rank's part of that.
+        """
+        part = self.kernel(x)
+        return part if self._tp is None else self._tp.all_reduce(part)
 
 
 def num_local_kv_heads(num_kv_heads: int, tp_size: int) -> int:

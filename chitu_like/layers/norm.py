@@ -30,11 +30,18 @@ class RMSNorm(nn.Module):
         self._eps = eps
         self._norm = rms_norm_op.resolve(options.device, options.dtype, options.op_impl)
         self._add_norm = add_rms_norm_op.resolve(options.device, options.dtype, options.op_impl)
+        self._summing = options.parallel.tp if options.norms_reduce else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Norm of x, or of residual + x, which `residual` then holds; x is not modified."""
+        """Norm of x, or of residual + x, which `residual` then holds.
+
+        With options.norms_reduce the x that is added is this rank's part of a sum, and may be
+        overwritten; else x is not modified.
+        """
         if residual is None:
             return self._norm(x, self.weight, self._eps)
+        if self._summing is not None:
+            return self._summing.all_reduce_add_rms_norm(x, residual, self.weight, self._eps)
         return self._add_norm(x, residual, self.weight, self._eps)
 
 

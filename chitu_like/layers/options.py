@@ -20,6 +20,9 @@ class LayerOptions:
         dtype: of parameters and activations.
         device: of both.
         op_impl: kind of implementation to take (infer.op_impl).
+        norms_reduce: row-parallel layers give this rank's part of a sum over the ranks of
+            `parallel.tp`, and the RMSNorm that adds it to the residual adds up the parts: where the
+            devices reach each other, that is one kernel.
     """
 
     parallel: ParallelContext
@@ -27,3 +30,4 @@ class LayerOptions:
     dtype: torch.dtype
     device: torch.device
     op_impl: str = "auto"
+    norms_reduce: bool = False

@@ -11,6 +11,7 @@ layer before has yet to add.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -99,6 +100,8 @@ class DecoderLayer(nn.Module):
     """
 
     attention_class: ClassVar[type[SelfAttention]] = SelfAttention
+    norms_reduce: ClassVar[bool] = True
+    """Whether attention and MLP go straight into a norm: see LayerOptions."""
 
     def __init__(
         self, spec: ModelSpec, layer_index: int, backend: AttentionBackend, options: LayerOptions
@@ -126,7 +129,8 @@ class DecoderLayer(nn.Module):
             rotation: of the batch's positions.
             batch: the batch.
 
-        Returns: the MLP's output, the next layer's delta.
+        Returns: the MLP's output, the next layer's delta; with options.norms_reduce both are this
+            rank's part of a sum.
         """
         x = self.self_attn(self.enter(delta, residual), rotation, batch)
         return self.mlp(self.post_attention_layernorm(x, residual))
@@ -147,6 +151,10 @@ class DecoderModel(Model):
         super().__init__(spec, backend, options)
         assert spec.rope is not None, f"{spec.architecture} has no rotary positions"
         vocab_size, hidden_size, parallel = spec.vocab_size, spec.hidden_size, options.parallel
+        # A fused kernel is no choice where the plain implementations are asked for.
+        norms_reduce = self.layer_class.norms_reduce and options.op_impl == "auto"
+        options = replace(options, norms_reduce=norms_reduce and parallel.tp_size > 1)
+        self._summing = parallel.tp if options.norms_reduce else None
         is_tied_head = parallel.is_last_stage and spec.tie_word_embeddings
         if parallel.is_first_stage or is_tied_head:
             self.embed_tokens = VocabParallelEmbedding(vocab_size, hidden_size, options)
@@ -170,7 +178,9 @@ class DecoderModel(Model):
         delta = None
         for layer in self.layers.values():
             delta = layer(delta, residual, rotation, batch)
-        return residual if delta is None else residual.add_(delta)
+        if delta is None:
+            return residual
+        return residual.add_(delta if self._summing is None else self._summing.all_reduce(delta))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """See Model."""

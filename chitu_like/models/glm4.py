@@ -36,6 +36,8 @@ class GlmForCausalLM(DecoderModel):
 class Glm4Layer(DecoderLayer):
     """A layer with a norm behind attention and MLP too."""
 
+    norms_reduce: ClassVar[bool] = False  # those norms want the whole sum
+
     def __init__(
         self, spec: ModelSpec, layer_index: int, backend: AttentionBackend, options: LayerOptions
     ) -> None:

@@ -24,7 +24,7 @@ def test_prefill_lasts_until_every_request_has_a_token() -> None:
 
 
 def test_a_step_of_a_pipeline_is_a_round_of_its_micro_batches() -> None:
-    window = window_over([0, 1, 2, 2, 2, 2, 2], num_requests=4, num_stages=2)
+    window = window_over([0, 1, 2, 2, 2, 2, 2, 2], num_requests=4, num_stages=2)
     assert window.prefill_s() == 4.0
     assert window.step_s() == 2.0
 
