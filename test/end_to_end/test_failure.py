@@ -1,0 +1,225 @@
+"""Ranks that die, stand still or cannot load: everybody hears of it, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from service_process import KEYS, REPO, Server, long_stream, until
+
+from chitu_like.config.files import expand_model_path
+
+STALL_TIMEOUT_S = 3.0
+LAYOUTS = {
+    "tp 2": ("infer.tp_size=2",),
+    "pp 2": ("infer.pp_size=2",),
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[list[Server]]:
+    """Servers that a test may break."""
+    servers: list[Server] = []
+    yield servers
+    for server in servers:
+        server.close()
+
+
+def start(own: list[Server], tmp_path: Path, *keys: str) -> Server:
+    server = Server(tmp_path, *keys, num_ranks=2)
+    own.append(server)
+    return server.wait_ready()
+
+
+def ranks_of(server: Server) -> list[psutil.Process]:
+    """The processes of both ranks, in order."""
+    own = [process for process in server.family() if "RANK" in process.environ()]
+    own = [process for process in own if "chitu_like" in process.cmdline()]
+    return sorted(own, key=lambda process: int(process.environ()["RANK"]))
+
+
+def exit_codes(server: Server) -> dict[int, int]:
+    """Rank -> exit code of those that did not end with 0, as torchrun tells."""
+    said = "".join(server.output)
+    ranks = [int(rank) for rank in re.findall(r"rank +: (\d+) \(local_rank", said)]
+    codes = [int(code) for code in re.findall(r"exitcode +: (-?\d+)", said)]
+    return dict(zip(ranks, codes, strict=True))
+
+
+def assert_all_gone(family: list[psutil.Process]) -> None:
+    until(lambda: not any(process.is_running() for process in family), 20.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_stands_still_is_told_to_every_client(
+    own: list[Server], tmp_path: Path, layout: str, rank: int, number: signal.Signals
+) -> None:
+    server = start(own, tmp_path, *LAYOUTS[layout], f"serve.stall_timeout_s={STALL_TIMEOUT_S:g}")
+    family = server.family()
+    streams = [long_stream(server, 400) for _ in range(3)]
+    for stream in streams:
+        for _ in range(5):
+            next(stream)
+    ends: dict[int, tuple[float, list[str]]] = {}
+
+    def drain(index: int) -> None:
+        frames = [line for line in streams[index] if line]
+        ends[index] = (time.monotonic(), frames)
+
+    threads = [threading.Thread(target=drain, args=(index,)) for index in range(len(streams))]
+    for thread in threads:
+        thread.start()
+    hit_s = time.monotonic()
+    ranks_of(server)[rank].send_signal(number)
+    for thread in threads:
+        thread.join(30.0)
+    assert len(ends) == len(streams)
+    for end_s, frames in ends.values():
+        assert end_s - hit_s < STALL_TIMEOUT_S + 1.5  # half a second of it is this machine's
+        assert '"error"' in "".join(frames[-2:])
+    if number == signal.SIGSTOP:  # torchrun waits 30 s for it before it kills it
+        family_of_rank = [p for p in family if p.is_running() and p.status() == "stopped"]
+        for process in family_of_rank:
+            process.kill()
+    assert server.process.wait(60) != 0
+    assert_all_gone(family)
+    if rank == 1:
+        (log,) = tmp_path.glob("*/rank0.log")
+        assert re.search(r"ERROR +rank0 .*rank 1 was lost at step \d+: ", log.read_text())
+    codes = exit_codes(server)
+    assert set(codes) == {0, 1}, "".join(server.output)
+    assert 0 not in codes.values()
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_drains_two_ranks(own: list[Server], tmp_path: Path) -> None:
+    server = start(own, tmp_path, "infer.tp_size=2")
+    family = server.family()
+    lines = long_stream(server, max_tokens=60)
+    next(lines)
+    server.process.send_signal(signal.SIGTERM)
+    rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    server.process.wait(40)
+    assert_all_gone(family)
+    assert sorted(log.name for log in tmp_path.glob("*/*.log")) == [
+        "http.log",
+        "rank0.log",
+        "rank1.log",
+    ]
+    for log in tmp_path.glob("*/*.log"):
+        assert " ERROR " not in log.read_text()
+
+
+@pytest.mark.slow
+def test_an_idle_service_of_two_ranks_sleeps_and_then_answers(
+    own: list[Server], tmp_path: Path
+) -> None:
+    server = start(own, tmp_path, "infer.tp_size=2")
+
+    def ask() -> str:
+        body = {"prompt": "Once upon", "max_tokens": 5, "temperature": 0}
+        answer = httpx.post(server.url + "/v1/completions", json=body, timeout=30.0)
+        return str(answer.json()["choices"][0]["text"])
+
+    def used_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in ranks_of(server))
+
+    first = ask()
+    time.sleep(1.0)
+    before = used_s()
+    time.sleep(5.0)
+    assert used_s() - before < 0.5  # 5 % of two ranks
+    assert ask() == first
+
+
+def serve(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess[str]:
+    """`torchrun ... -m chitu_like` of two ranks that will not come up."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    command += ["-m", "chitu_like", *keys, "serve.port=0", f"log_dir={tmp_path}"]
+    return subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_load_names_file_and_tensor(tmp_path: Path) -> None:
+    """The second stage alone reads the last layers, whose file is cut short."""
+    folder = tmp_path / "model"
+    shutil.copytree(expand_model_path("models.ckpt_dir", "package:tiny-chat"), folder)
+    split_weights(folder)
+    keys = ("models=auto", f"models.ckpt_dir={folder}", *KEYS[1:], "infer.pp_size=2")
+    done = serve(tmp_path, *keys)
+    assert done.returncode != 0
+    (line,) = (s for s in done.stderr.splitlines() if s.startswith("chitu_like: "))
+    assert "model-2.safetensors" in line
+    assert "(rank 1)" in line
+    assert re.search(r"rank +: 0 \(local_rank: 0\)\s+exitcode +: 2", done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (("infer.tp_size=3",), "torchrun started 2 ranks"),
+        (("infer.pp_size=2", "infer.pp_layer_partition=[1,2]"), "add up to 8"),
+        (("infer.tp_size=2", "infer.memory_utilisation=1"), "infer.memory_utilization"),
+    ],
+)
+def test_a_mistake_is_said_once(tmp_path: Path, keys: tuple[str, ...], says: str) -> None:
+    done = serve(tmp_path, "models=tiny-chat", "infer.device=cpu", *keys)
+    assert done.returncode != 0
+    (line,) = (s for s in done.stderr.splitlines() if s.startswith("chitu_like: "))
+    assert says in line
+    assert "Traceback (most" not in done.stderr
+
+
+def split_weights(folder: Path) -> None:
+    """Two files: the first layers, and the last half of them, cut in the middle of its tensors."""
+    from safetensors.torch import load_file, save_file
+
+    (whole,) = folder.glob("*.safetensors")
+    tensors = load_file(whole)
+    whole.unlink()
+    late = {name for name in tensors if re.search(r"layers\.[4-7]\.", name)}
+    files = {
+        "model-1.safetensors": {n: t for n, t in tensors.items() if n not in late},
+        "model-2.safetensors": {n: t for n, t in tensors.items() if n in late},
+    }
+    weight_map = {}
+    for file, part in files.items():
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    path = folder / "model-2.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)

@@ -1,0 +1,151 @@
+"""The tokens of one rank, on however many ranks and in whatever layout the model is computed.
+
+torchrun is spawned once a layout; every setting is an LLM of its own in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from end_to_end.ranks_program import Result, run
+from models.families import FAMILIES, PARALLEL_SIZES, VOCAB_SIZE, twin_of
+
+REPO = Path(__file__).resolve().parents[2]
+TEST = REPO / "test"
+TIMEOUT_S = 250.0
+BASE = ("infer.device=cpu", "dtype=float32", "infer.max_seq_len=96")
+LAYOUTS = {
+    "tp 2": ("infer.tp_size=2",),
+    "tp 4 on 2 KV heads": ("infer.tp_size=4",),
+    "pp 2": ("infer.pp_size=2",),
+    "pp 3 uneven": ("infer.pp_size=3", "infer.pp_layer_partition=[1,2,1]"),
+    "tp 2 x pp 2": ("infer.tp_size=2", "infer.pp_size=2"),
+}
+NUM_RANKS = {"tp 2": 2, "tp 4 on 2 KV heads": 4, "pp 2": 2, "pp 3 uneven": 3, "tp 2 x pp 2": 4}
+SMALL_POOL = ("infer.block_size=4", "infer.num_blocks=24", "infer.max_reqs=8")
+SETTINGS = {
+    "defaults": ("infer.num_blocks=256",),
+    "no overlap, no prefix cache": (
+        "infer.num_blocks=256",
+        "infer.schedule_overlap=false",
+        "infer.enable_prefix_caching=false",
+    ),
+    "chunks of 3": ("infer.num_blocks=256", "infer.prefill_chunk_size=3", "infer.max_reqs=3"),
+    "preempted by recomputing": SMALL_POOL,
+    "preempted by swapping": (*SMALL_POOL, "infer.swap_space_gib=0.01"),
+    "blocks of 4": ("infer.block_size=4", "infer.num_blocks=512"),
+}
+
+
+def prompts(vocab_size: int, seed: int = 5) -> list[list[int]]:
+    """Of many lengths; two begin alike."""
+    rng = random.Random(seed)
+    found = [[rng.randrange(3, vocab_size) for _ in range(n)] for n in (1, 5, 17, 33, 9, 2, 21)]
+    return [*found, found[3][:16] + found[0]]
+
+
+def under_torchrun(num_ranks: int, job: list[dict[str, object]], folder: Path) -> list[Result]:
+    """Run a job on so many ranks; what rank 0 found."""
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(num_ranks), str(TEST / "end_to_end/ranks_program.py")]
+    command += [str(folder / "job.json"), str(folder / "out.json")]
+    environ = {**os.environ, "PYTHONPATH": f"{REPO}:{TEST}"}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        family = [psutil.Process(process.pid)]
+        try:
+            _, said = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            family += family[0].children(recursive=True)
+            raise
+        finally:
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+    assert process.returncode == 0, said[-5000:]
+    results: list[Result] = json.loads((folder / "out.json").read_text())
+    return results
+
+
+def compare(found: Result, truth: Result, name: str) -> None:
+    for asked, answers in truth["answers"].items():
+        tokens = [answer["tokens"] for answer in found["answers"][asked]]
+        assert tokens == [answer["tokens"] for answer in answers], (name, asked)
+        for answer, true in zip(found["answers"][asked], answers, strict=True):
+            assert answer["logprobs"] == pytest.approx(true["logprobs"], abs=2e-4), (name, asked)
+
+
+PLAIN = (
+    "infer.attn_type=ref",
+    "infer.schedule_overlap=false",
+    "infer.max_reqs=1",
+    "infer.enable_prefix_caching=false",
+)
+
+
+def save_family(name: str, folder: Path) -> tuple[str, ...]:
+    """A tiny random model of four layers, four heads on two KV heads; the keys that choose it."""
+    _, model, _ = twin_of(name, **PARALLEL_SIZES)
+    model.save_pretrained(folder)
+    # Token ids go in and out; the tokenizer only has to be there.
+    return (
+        "models=auto",
+        f"models.ckpt_dir={folder}",
+        "models.tokenizer_path=package:tiny-chat",
+        *BASE,
+    )
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    return save_family("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def truth(llama: tuple[str, ...]) -> Result:
+    """One rank, one request at a time, nothing clever."""
+    return run((*llama, *PLAIN), prompts(VOCAB_SIZE))
+
+
+def test_two_ranks_give_the_tokens_of_one(tmp_path: Path) -> None:
+    keys = ["models=tiny-chat", *BASE, *SETTINGS["defaults"]]
+    job = [{"keys": [*keys, *LAYOUTS["tp 2"]], "prompts": prompts(4000)}]
+    (found,) = under_torchrun(2, job, tmp_path)
+    compare(found, run(keys, prompts(4000)), "tiny-chat")
+    assert found["prefix_cache_hits"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_setting_changes_a_token_in_any_layout(
+    layout: str, llama: tuple[str, ...], truth: Result, tmp_path: Path
+) -> None:
+    job = [
+        {"keys": [*llama, *keys, *LAYOUTS[layout]], "prompts": prompts(VOCAB_SIZE)}
+        for keys in SETTINGS.values()
+    ]
+    results = under_torchrun(NUM_RANKS[layout], job, tmp_path)
+    for name, found in zip(SETTINGS, results, strict=True):
+        compare(found, truth, name)
+        assert (found["num_preemptions"] > 0) == name.startswith("preempted")
+
+
+@pytest.mark.slow
+def test_every_dense_family_gives_the_tokens_of_one_rank(tmp_path: Path) -> None:
+    job, truths = [], []
+    asked = prompts(VOCAB_SIZE)[:3]
+    for name in FAMILIES:
+        keys = (*save_family(name, tmp_path / name), "infer.num_blocks=64")
+        truths.append(run(keys, asked))
+        job.append({"keys": [*keys, *LAYOUTS["tp 2 x pp 2"]], "prompts": asked})
+    results = under_torchrun(4, job, tmp_path)
+    for name, found, truth in zip(FAMILIES, results, truths, strict=True):
+        compare(found, truth, name)
