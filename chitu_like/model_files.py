@@ -7,6 +7,8 @@ from pathlib import Path
 
 from chitu_like.config.architecture import read_model_spec
 from chitu_like.config.generation import read_generation_defaults
+from chitu_like.config.parallel import check_layout
+from chitu_like.config.preprocessed import check_preprocessed
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import CheckpointError
 from chitu_like.core.model_spec import ModelSpec
@@ -52,6 +54,9 @@ def read_model_files(config: ServeConfig) -> ModelFiles:
         ChituError: a file is missing, broken or contradicts the configuration.
     """
     spec = read_model_spec(config.models)
+    # Before any rank waits for another: all of them refuse alike, and the first says why.
+    check_layout(config, spec)
+    check_preprocessed(config, spec)
     defaults = read_generation_defaults(config.models.ckpt_dir)
     eos_token_ids = defaults.eos_token_ids or spec.eos_token_ids
     return ModelFiles(

@@ -25,7 +25,7 @@ from chitu_like.checkpoint.reader import open_checkpoint
 from chitu_like.cluster.placement import InstancePlacement
 from chitu_like.config import generation
 from chitu_like.config.architecture import read_hf_config, read_model_spec
-from chitu_like.config.parallel import check_parallel
+from chitu_like.config.parallel import check_layout
 from chitu_like.config.schema import ModelsConfig, ServeConfig
 from chitu_like.core.errors import CheckpointError, ConfigError
 from chitu_like.core.manifest import Plan, digest_of_spec, find_manifest
@@ -62,14 +62,7 @@ class Preprocessing:
         """
         source = _digest_of_source(config)
         spec = read_model_spec(config.models)
-        infer = config.infer
-        check_parallel(spec, infer.tp_size, infer.pp_size, name=config.models.name)
-        partition = infer.pp_layer_partition
-        if partition is not None and sum(partition) != spec.num_layers:
-            raise ConfigError(
-                f"infer.pp_layer_partition adds up to {sum(partition)} layers but "
-                f"{config.models.name} has {spec.num_layers}"
-            )
+        check_layout(config, spec)
         placement = placement_of(config, spec).instances[0]
         dtype = spec.dtype if config.dtype == "auto" else config.dtype
         first = ParallelContext.detached(placement, pp_rank=0, tp_rank=0)
@@ -77,7 +70,7 @@ class Preprocessing:
             architecture=spec.architecture,
             spec=digest_of_spec(spec),
             source=source,
-            tp_size=infer.tp_size,
+            tp_size=config.infer.tp_size,
             layer_partition=tuple(len(stage.layers) for stage in placement.stages),
             merged=merged_modules(_build(spec, dtype, first, torch.device("meta"))),
             dtype=dtype,

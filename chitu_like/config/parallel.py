@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from chitu_like.config.schema import ServeConfig
+from chitu_like.config.section import show
 from chitu_like.core.errors import ConfigError
 from chitu_like.core.model_spec import ModelSpec
+
+
+def check_layout(config: ServeConfig, spec: ModelSpec) -> None:
+    """Compare all that lays out an instance with the model's shape.
+
+    Raises: ConfigError if the model cannot be cut like that.
+    """
+    infer, name = config.infer, config.models.name
+    check_parallel(spec, infer.tp_size, infer.pp_size, name=name)
+    partition, layers = infer.pp_layer_partition, spec.num_layers
+    if partition is not None and sum(partition) != layers:
+        raise ConfigError(
+            f"infer.pp_layer_partition={show(partition)} has {sum(partition)} layers but "
+            f"{name} has {layers}: make them add up to {layers}"
+        )
 
 
 def check_parallel(spec: ModelSpec, tp_size: int, pp_size: int, *, name: str) -> None:

@@ -40,13 +40,15 @@ def find_preprocessed(config: ServeConfig) -> Manifest | None:
     return manifest
 
 
-def check_preprocessed(
-    manifest: Manifest, config: ServeConfig, spec: ModelSpec, dtype: Dtype
-) -> None:
-    """Compare a folder with what is to be served from it.
+def check_preprocessed(config: ServeConfig, spec: ModelSpec) -> None:
+    """Compare the folder, where it is preprocessed, with what is to be served from it.
 
-    Raises: ConfigError, in one line that says what the folder is for and which keys ask for that.
+    Raises: as `find_preprocessed`; ConfigError, in one line that says what the folder is for and
+        which keys ask for that.
     """
+    manifest = find_preprocessed(config)
+    if manifest is None:
+        return
     folder, infer = config.models.ckpt_dir, config.infer
     partition = infer.pp_layer_partition
     is_same_layout = (infer.tp_size, infer.pp_size) == (manifest.tp_size, manifest.pp_size) and (
@@ -60,11 +62,8 @@ def check_preprocessed(
             f"{folder} was written for {manifest.keys}, not for {asked}: set the keys that it was "
             "written for, or preprocess the checkpoint again"
         )
-    if dtype != manifest.dtype:
-        raise ConfigError(
-            f"{folder} was written in dtype={manifest.dtype}, to be served in dtype={dtype}: set "
-            f"dtype={manifest.dtype}, or preprocess the checkpoint again with dtype={dtype}"
-        )
+    if config.dtype != "auto":
+        require_dtype(manifest, config, config.dtype)
     if config.quant is not None and config.quant != manifest.quant:
         raise ConfigError(
             f"{folder} was written with quant={manifest.quant or 'null'}: leave quant="
@@ -75,4 +74,14 @@ def check_preprocessed(
             f"{folder} was written from {manifest.architecture} of another shape than its "
             "config.json now gives: leave out models.hf_overrides that change weights, or "
             "preprocess the checkpoint again with them"
+        )
+
+
+def require_dtype(manifest: Manifest, config: ServeConfig, dtype: Dtype) -> None:
+    """Raise ConfigError unless the weights lie there in that dtype: they are read, not converted."""
+    if dtype != manifest.dtype:
+        raise ConfigError(
+            f"{config.models.ckpt_dir} was written in dtype={manifest.dtype}, to be served in dtype="
+            f"{dtype}: set dtype={manifest.dtype}, or preprocess the checkpoint again with dtype="
+            f"{dtype}"
         )

@@ -4,8 +4,8 @@ How many KV blocks fit is known only after the profile run; `settle` decides wha
 """
 
 from chitu_like.config.device_facts import GIB, DeviceFacts
-from chitu_like.config.parallel import check_parallel
-from chitu_like.config.preprocessed import check_preprocessed, find_preprocessed
+from chitu_like.config.parallel import check_layout
+from chitu_like.config.preprocessed import find_preprocessed, require_dtype
 from chitu_like.config.resolved import Decision, ResolvedConfig
 from chitu_like.config.schema import DeviceType, Dtype, ServeConfig
 from chitu_like.config.section import show
@@ -56,8 +56,7 @@ class _Resolver:
         on_cpu = device == "cpu"
         dtype = self._dtype(device)
         self._skip_preprocess(dtype)
-        check_parallel(self.spec, infer.tp_size, infer.pp_size, name=self.config.models.name)
-        self._check_partition()
+        check_layout(self.config, self.spec)
         max_seq_len = self._max_seq_len()
         block_size = self._block_size(on_cpu, max_seq_len)
         batched_tokens, chunk = self._step_tokens(on_cpu)
@@ -139,18 +138,10 @@ class _Resolver:
 
     def _skip_preprocess(self, dtype: Dtype) -> None:
         if self.manifest is not None:
-            check_preprocessed(self.manifest, self.config, self.spec, dtype)
+            require_dtype(self.manifest, self.config, dtype)
         if self.config.skip_preprocess == "auto":
             reason = "its manifest says so" if self.manifest else "a Hugging Face folder"
             self._note("skip_preprocess", self.manifest is not None, reason)
-
-    def _check_partition(self) -> None:
-        partition, layers = self.config.infer.pp_layer_partition, self.spec.num_layers
-        if partition is not None and sum(partition) != layers:
-            raise ConfigError(
-                f"infer.pp_layer_partition={show(partition)} has {sum(partition)} layers but "
-                f"{self.config.models.name} has {layers}: make them add up to {layers}"
-            )
 
     def _max_seq_len(self) -> int:
         asked, limit = self.config.infer.max_seq_len, self.spec.max_seq_len

@@ -347,7 +347,7 @@ def test_a_full_disk_is_one_line(checkpoints, tmp_path, monkeypatch):
     ("tp", "partition", "words", "message"),
     [
         (3, None, (), "tp_size=3 does not divide"),
-        (1, (2, 1), (), "adds up to 3 layers but auto has 4"),
+        (1, (2, 1), (), "has 3 layers but auto has 4"),
         (1, None, ("skip_preprocess=true",), "to write a preprocessed folder, leave it out"),
         (1, None, ("models.load_format=none",), "no weights to preprocess"),
     ],

@@ -12,6 +12,7 @@ import pytest
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.files import expand_model_path
 from chitu_like.config.load import load_config
+from chitu_like.config.preprocessed import check_preprocessed
 from chitu_like.config.resolve import resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.core.errors import CheckpointError, ChituError, ConfigError
@@ -60,7 +61,9 @@ def resolved(
 ) -> ResolvedConfig:
     config = load_config(["models=auto", f"models.ckpt_dir={folder}", *words], environ={})
     config = replace(config, infer=replace(config.infer, tp_size=tp, pp_size=pp))
-    return resolve(config, facts, ModelSpec.from_folder(folder))
+    spec = ModelSpec.from_folder(folder)
+    check_preprocessed(config, spec)
+    return resolve(config, facts, spec)
 
 
 def refusal(folder: Path, *words: str, **ranks: int) -> str:
@@ -166,9 +169,9 @@ def test_another_shape_is_refused_and_another_rope_is_not(tmp_path: Path) -> Non
     spec = ModelSpec.from_folder(tmp_path)
     config = load_config(["models=auto", f"models.ckpt_dir={tmp_path}"], environ={})
     longer = replace(spec, max_position_embeddings=spec.max_position_embeddings * 2)
-    resolve(config, CPU, longer)
+    check_preprocessed(config, longer)
     with pytest.raises(ConfigError, match=r"of another shape than its config\.json now gives"):
-        resolve(config, CPU, replace(spec, intermediate_size=spec.intermediate_size + 1))
+        check_preprocessed(config, replace(spec, intermediate_size=spec.intermediate_size + 1))
 
 
 def test_another_quantisation_is_refused(tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_another_quantisation_is_refused(tmp_path: Path) -> None:
     config = load_config(["models=auto", f"models.ckpt_dir={tmp_path}"], environ={})
     spec = ModelSpec.from_folder(tmp_path)
     with pytest.raises(ConfigError, match="was written with quant=gptq: leave quant=awq out"):
-        resolve(replace(config, quant="awq"), CPU, spec)
+        check_preprocessed(replace(config, quant="awq"), spec)
 
 
 def test_a_half_written_folder_is_refused(tmp_path: Path) -> None:
