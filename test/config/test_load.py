@@ -101,10 +101,7 @@ def test_model_names_ignore_case(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("infer.tp_size=2", "infer.tp_size=2: this version runs one rank per instance; use 1"),
-        ("infer.pp_size=2", "infer.pp_size=2: this version runs one rank per instance; use 1"),
-        ("infer.ep_size=2", "infer.ep_size=2: this version runs one rank per instance; use 1"),
-        ("deploy.replicas=2", "deploy.replicas=2: this version runs one instance; use 1"),
+        ("infer.ep_size=2", "infer.ep_size=2: this version has no models with experts; use 1"),
         (
             "infer.attn_type=flash_attn",
             "infer.attn_type=flash_attn: this version does not have that backend yet; "
