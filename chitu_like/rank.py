@@ -116,6 +116,7 @@ def gather(
         silence_s=meeting.silence_s,
         on_lost=losses,
     )
+    losses.channel = channel
     publish_address(meeting.store, f"leader-{meeting.index}", channel.address)
     channel.accept(MEETING_TIMEOUT_S)
     return Crew(meeting.local_rank(spec), channel, losses)

@@ -9,7 +9,7 @@ from chitu_like.core.errors import PeerError
 from chitu_like.engine.executor import Executor
 from chitu_like.worker.executor import LocalExecutor
 from chitu_like.worker.local_rank import LocalRank, Node
-from chitu_like.worker.losses import Losses
+from chitu_like.worker.losses import Channel, Losses
 from chitu_like.worker.messages import (
     Allocate,
     Allocated,
@@ -23,7 +23,7 @@ from chitu_like.worker.messages import (
     Prepared,
     ToWorker,
 )
-from chitu_like.worker.torchrun_executor import Channel, TorchrunExecutor
+from chitu_like.worker.torchrun_executor import TorchrunExecutor
 
 Answer = TypeVar("Answer", bound=FromWorker)
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TypeAlias
 
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.errors import PeerError
 from chitu_like.core.output import StepOutput
-from chitu_like.distributed.channel import LeaderChannel
 from chitu_like.worker.executor import LocalExecutor
 from chitu_like.worker.local_rank import LocalRank
-from chitu_like.worker.losses import Losses
-from chitu_like.worker.messages import Execute, Executed, Failed, FromWorker, Stop, ToWorker
+from chitu_like.worker.losses import Channel, Losses
+from chitu_like.worker.messages import Execute, Executed, Failed, Stop
 
 STOP_TIMEOUT_S = 5.0
 """A worker that was told to stop has only its groups to drop."""
-
-Channel: TypeAlias = LeaderChannel[ToWorker, FromWorker]
 
 
 class TorchrunExecutor:

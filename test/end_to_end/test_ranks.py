@@ -21,7 +21,7 @@ from models.families import FAMILIES, PARALLEL_SIZES, VOCAB_SIZE, twin_of
 REPO = Path(__file__).resolve().parents[2]
 TEST = REPO / "test"
 TIMEOUT_S = 250.0
-BASE = ("infer.device=cpu", "dtype=float32", "infer.max_seq_len=96")
+BASE = ("infer.device=cpu", "dtype=float32", "infer.max_seq_len=64")
 LAYOUTS = {
     "tp 2": ("infer.tp_size=2",),
     "tp 4 on 2 KV heads": ("infer.tp_size=4",),
