@@ -108,6 +108,7 @@ class HeadSupervisor:
         self._lost: set[int] = set()
         self._ended: set[int] = set()
         self._is_draining = False
+        self._is_broken = False
         self._stop_by_s: float | None = None
         self._code: int | None = None
 
@@ -152,6 +153,7 @@ class HeadSupervisor:
         elif isinstance(event, SupervisorLost):
             # torchrun ends everybody when a supervisor dies; where it only stands still, we must.
             logger.error("the job ends: %s", event.reason)
+            self._is_broken = True
             if self._is_ready:
                 self._front_end.drain()
             else:
@@ -187,7 +189,9 @@ class HeadSupervisor:
             logger.error("rank %d ended while the model was loading: %s", event.rank, event.reason)
 
     def _front_end_ended(self, event: FrontEndEnded) -> None:
-        if event.code == DONE and self._is_ready:
+        if event.code == DONE and self._is_broken:  # the others can tell us nothing any more
+            self._code = FAILED
+        elif event.code == DONE and self._is_ready:
             logger.info("drained")
             self._stop_by_s = time.monotonic() + STOP_TIMEOUT_S
             self._check_all_stopped()

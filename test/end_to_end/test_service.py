@@ -6,92 +6,20 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
-import psutil
 import pytest
+from service_process import KEYS, REPO, Server, long_stream, until
 
 from chitu_like import LLM, SamplingParams
 
-REPO = Path(__file__).resolve().parents[2]
-KEYS = ("models=tiny-chat", "dtype=float32", "infer.device=cpu", "infer.num_blocks=512")
 QUESTION = [{"role": "user", "content": "What is a paged KV cache?"}]
-START_TIMEOUT_S = 120.0  # torch alone takes many seconds to import on a busy machine
-
-
-class Server:
-    """`python -m chitu_like`, or the same under torchrun."""
-
-    def __init__(self, log_dir: Path, *keys: str, torchrun: bool = False) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        start = ["-m", "torch.distributed.run", "--nproc_per_node", "1"] if torchrun else []
-        command = [sys.executable, *start, "-m", "chitu_like", *KEYS, *keys]
-        self.process = subprocess.Popen(
-            [*command, f"serve.port={self.port}", f"log_dir={log_dir}"],
-            cwd=log_dir,
-            env={**os.environ, "PYTHONPATH": str(REPO)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.output: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.output.extend(iter(self.process.stdout.readline, ""))
-
-    def wait_ready(self) -> Server:
-        until(lambda: self.status("/ready") == 200 or self.process.poll() is not None)
-        assert self.process.poll() is None, "".join(self.output)
-        return self
-
-    def status(self, path: str) -> int:
-        try:
-            return httpx.get(self.url + path, timeout=5.0).status_code
-        except httpx.TransportError:
-            return 0
-
-    def load(self) -> dict[str, float]:
-        found: dict[str, float] = httpx.get(self.url + "/load", timeout=5.0).json()
-        return found
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url + "/v1", api_key="x", max_retries=0, timeout=60.0)
-
-    def family(self) -> list[psutil.Process]:
-        """The process, its front end and whatever else it started."""
-        root = psutil.Process(self.process.pid)
-        return [root, *root.children(recursive=True)]
-
-    def leader(self) -> psutil.Process:
-        """The rank itself, also under torchrun."""
-        ranks = [p for p in self.family() if "chitu_like" in p.cmdline()]
-        return next(p for p in ranks if "torch.distributed.run" not in p.cmdline())
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            for process in self.family():
-                process.kill()
-            self.process.wait()
-
-
-def until(condition: object, timeout_s: float = START_TIMEOUT_S) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +38,6 @@ def own(tmp_path: Path) -> Iterator[list[Server]]:
     yield servers
     for server in servers:
         server.close()
-
-
-def long_stream(server: Server, max_tokens: int = 1500) -> Iterator[str]:
-    """Lines of a streamed completion that would take many seconds."""
-    body = {"prompt": "Once upon a time", "max_tokens": max_tokens, "stream": True}
-    body |= {"ignore_eos": True, "temperature": 0}
-    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60.0) as response:
-        assert response.status_code == 200
-        yield from response.iter_lines()
 
 
 def test_the_openai_client_gets_what_llm_gives(server: Server):
@@ -244,7 +163,7 @@ def test_metrics_count_under_the_names_of_vllm(server: Server):
 @pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [False, True])
 def test_sigterm_drains_and_exits_with_0(own: list[Server], tmp_path: Path, torchrun: bool):
-    server = Server(tmp_path, torchrun=torchrun)
+    server = Server(tmp_path, num_ranks=1 if torchrun else None)
     own.append(server)
     server.wait_ready()
     family = server.family()
@@ -267,7 +186,7 @@ def test_sigterm_drains_and_exits_with_0(own: list[Server], tmp_path: Path, torc
 @pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [False, True])
 def test_a_killed_engine_is_told_to_every_client(own: list[Server], tmp_path: Path, torchrun: bool):
-    server = Server(tmp_path, torchrun=torchrun)
+    server = Server(tmp_path, num_ranks=1 if torchrun else None)
     own.append(server)
     server.wait_ready()
     family = server.family()
