@@ -27,8 +27,8 @@ from chitu_like.core.manifest import (
     Manifest,
     Plan,
     RankFile,
-    find_manifest,
     find_unfinished,
+    find_whole,
 )
 from chitu_like.models.weight_map import WeightMap
 
@@ -100,8 +100,7 @@ class FolderWriter:
             raise self._failed(error) from error
 
     def _claim(self, overwrite: bool) -> Manifest | None:
-        unfinished = find_unfinished(self.folder)
-        whole = find_manifest(self.folder) if unfinished is None else self._manifest()
+        whole, unfinished = find_whole(self.folder), find_unfinished(self.folder)
         if whole is not None and not overwrite:
             if _plan_of(whole) == self.plan:
                 self._clear_away({rank.file for rank in whole.ranks})
@@ -111,9 +110,11 @@ class FolderWriter:
             raise self._taken("is half-written", unfinished)
         if unfinished is None and whole is None:
             self._require_empty()
-        # First this, then the manifest goes: the folder is ours at every moment.
+        # First this, then the manifest goes: the folder is ours at every moment. A manifest that was
+        # not there above is the work of the others, who are done.
         self._put(UNFINISHED_FILE, self.plan)
-        (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
+        if whole is not None:
+            (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
         return None
 
     def receipt(self, pp_rank: int, tp_rank: int) -> Receipt | None:
@@ -197,10 +198,6 @@ class FolderWriter:
     @property
     def _digest(self) -> str:
         return self.plan.digest
-
-    def _manifest(self) -> Manifest | None:
-        """The manifest of a folder that may be unfinished beside."""
-        return find_manifest(self.folder) if (self.folder / MANIFEST_FILE).is_file() else None
 
     def _put(self, name: str, content: msgspec.Struct) -> None:
         with atomic_file(self.folder / name) as file:

@@ -145,15 +145,24 @@ def find_manifest(folder: Path) -> Manifest | None:
 
     Raises: CheckpointError if it is damaged or of another version, or the folder is half-written.
     """
-    path = folder / MANIFEST_FILE
-    manifest = _read(path, Manifest)
-    if manifest is None:
-        if find_unfinished(folder) is None:
-            return None
+    manifest = find_whole(folder)
+    if manifest is None and find_unfinished(folder) is not None:
         raise CheckpointError(
             f"{folder} is half-written, preprocess_and_save did not come to its end: run it again "
             "with the same words, it goes on where it stopped"
         )
+    return manifest
+
+
+def find_whole(folder: Path) -> Manifest | None:
+    """The same for whoever writes: a folder that is half-written has no manifest yet.
+
+    Raises: CheckpointError if the manifest is damaged or of another version.
+    """
+    path = folder / MANIFEST_FILE
+    manifest = _read(path, Manifest)
+    if manifest is None:
+        return None
     if min(manifest.layer_partition, default=0) < 1 or manifest.tp_size < 1:
         raise _damaged(path, "it is for no rank")
     if len(manifest.ranks) != manifest.tp_size * manifest.pp_size or manifest.places() != [

@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +205,22 @@ def test_whoever_is_last_writes_the_manifest(checkpoints, tmp_path):
     assert len(write(first, 0, 2)) == 4
     assert find_manifest(tmp_path).tp_size == 4
     assert first.writer.begin(overwrite=False) is not None  # nothing is left to be done
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_processes_may_run_at_once_in_any_order(checkpoints, tmp_path, overwrite):
+    if overwrite:
+        write(plan(checkpoints("llama"), tmp_path, 2))
+    hands = [plan(checkpoints("llama"), tmp_path, 4) for _ in range(4)]
+
+    def work(process: int) -> bool:
+        return write(hands[process], process, 4, overwrite) is not None
+
+    with ThreadPoolExecutor(4) as pool:
+        was_last = list(pool.map(work, range(4)))
+    assert any(was_last)
+    assert find_manifest(tmp_path).tp_size == 4
+    assert len(list(tmp_path.iterdir())) == len(hands) + 4  # manifest, two configs, tokenizer
 
 
 class _Killed(BaseException):

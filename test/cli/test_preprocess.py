@@ -22,26 +22,26 @@ def _no_folder_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREPROCESS_AND_SAVE_DIR", raising=False)
 
 
-def run_script(
-    *words: str, folder: Path, processes: int = 1, overrides: tuple[str, ...] = ()
+def run_python(
+    *words: str, processes: int = 1, folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the script as users do, under torchrun where there are several processes."""
+    """Run a script or module as users do, under torchrun where there are several processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*(torchrun if processes > 1 else []), "script/preprocess_and_save.py", *words]
+    named = {} if folder is None else {"PREPROCESS_AND_SAVE_DIR": str(folder)}
     return subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, *(torchrun if processes > 1 else []), *words],
         cwd=REPO,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPO),
-            "OMP_NUM_THREADS": "1",
-            "PREPROCESS_AND_SAVE_DIR": str(folder),
-        },
+        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", **named},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
     )
+
+
+def run_script(*words: str, folder: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    script = "script/preprocess_and_save.py"
+    return run_python(script, *words, processes=processes, folder=folder)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -130,6 +130,37 @@ def test_only_process_0_says_what_is_wrong(
     monkeypatch.setenv("RANK", "0")
     assert main(["preprocess", f"out={tmp_path}", "infer.tp_size=0"]) == 2
     assert "infer.tp_size=0" in capsys.readouterr().err
+
+
+ANSWER = """
+import sys
+from chitu_like import LLM, SamplingParams
+
+llm = LLM(*sys.argv[1:], "infer.device=cpu", "infer.num_blocks=64", progress=False)
+params = SamplingParams(temperature=0, max_tokens=12)
+outputs = llm.generate(["Once upon a time", [5, 6, 7]], params, progress=False)
+llm.shutdown()
+print([output.outputs[0].token_ids for output in outputs])
+"""
+
+
+@pytest.mark.slow
+def test_ranks_under_torchrun_answer_from_their_own_files(tmp_path: Path) -> None:
+    """Written by one process, served by two: the tokens of one rank that reads the original."""
+    folder, program = tmp_path / "out", tmp_path / "answer.py"
+    program.write_text(ANSWER)
+    assert main(["preprocess", f"out={folder}", "dtype=float32", "infer.tp_size=2"]) == 0
+    keys = [f"models.{key}={folder}" for key in ("ckpt_dir", "tokenizer_path")]
+    keys += ["models=auto", "skip_preprocess=True", "infer.tp_size=2"]
+    whole = run_python(str(program), "models=tiny-chat", "dtype=float32")
+    ranks = run_python(str(program), *keys, processes=2)
+    assert (whole.returncode, ranks.returncode) == (0, 0), ranks.stderr
+    assert whole.stdout.startswith("[[")
+    assert ranks.stdout == whole.stdout
+    wrong = run_python("-m", "chitu_like", *keys, "infer.pp_size=2", processes=4)
+    (line,) = [line for line in wrong.stderr.splitlines() if line.startswith("chitu_like: ")]
+    assert "was written for infer.tp_size=2 infer.pp_size=1, not for infer.tp_size=2 infer" in line
+    assert wrong.returncode == 1  # torchrun's own
 
 
 @pytest.mark.slow
