@@ -31,8 +31,11 @@ from chitu_like.worker.pending_step import PendingStep
 logger = logging.getLogger(__name__)
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
-LAST_WORDS_S = 1.0
+STEP_LAST_WORDS_S = 1.0
 """In the middle of a step the leader may wait for this very rank: its end sets the leader free."""
+LAST_WORDS_S = 5.0
+"""torchrun ends all ranks as soon as one ends. The leader is the one to say why, and has a front end to
+end before; so the others wait for it."""
 
 
 class Worker:
@@ -65,9 +68,10 @@ class Worker:
                 self._follow(order)
         except PeerError as error:
             logger.error("%s", error)
-            return FAILED
+            return _outlast_leader(FAILED)
         except Exception as error:
-            return self._fail(error)
+            code = self._fail(error)
+            return code if self._step_id is not None else _outlast_leader(code)
         self._rank.leave()
         self._channel.close()
         return DONE
@@ -102,6 +106,8 @@ class Worker:
         try:
             while True:
                 self._channel.send(Executed(self._launched.get().result()))
+        except PeerError as error:
+            logger.info("%s", error)  # the main thread hears it too
         except Exception as error:
             code = self._fail(error)
             logging.shutdown()
@@ -109,29 +115,31 @@ class Worker:
 
     def _fail(self, error: Exception) -> int:
         """Tell the log everything and the leader one sentence; the exit code."""
-        is_users_mistake = isinstance(error, ChituError) and not isinstance(error, PeerError)
         at = "" if self._step_id is None else f" at step {self._step_id}"
-        logger.error("this rank failed%s", at, exc_info=not is_users_mistake and error)
-        if is_users_mistake:
-            logger.error("%s", error)
+        is_users_mistake = isinstance(error, ChituError)
+        trace = None if is_users_mistake else error
+        logger.error("this rank failed%s: %s", at, _sentence(error), exc_info=trace)
         try:
             self._channel.send(Failed(_sentence(error), is_users_mistake, self._step_id))
             if self._step_id is None:
                 self._wait_for_leader()
             else:
-                time.sleep(LAST_WORDS_S)
+                time.sleep(STEP_LAST_WORDS_S)
         except PeerError as lost:
             logger.info("%s", lost)
         return USER_MISTAKE if is_users_mistake else FAILED
 
     def _wait_for_leader(self) -> None:
-        """Stay until the leader ends. Raises: PeerError then.
-
-        torchrun ends all ranks as soon as one ends, and the leader, who may still be loading, is the
-        one to say why.
-        """
+        """Stay while the leader, who may still be loading, hears of it. Raises: PeerError then."""
         while not isinstance(self._channel.receive(), Stop):
             pass
+
+
+def _outlast_leader(code: int) -> int:
+    """Wait until torchrun says that the leader has ended; `code` is the exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
+    time.sleep(LAST_WORDS_S)
+    return code
 
 
 def _sentence(error: Exception) -> str:

@@ -17,10 +17,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 from service_process import KEYS, REPO, Server, long_stream, until
 
 from chitu_like.config.files import expand_model_path
 
+TINY_CHAT = expand_model_path("models.ckpt_dir", "package:tiny-chat")
 STALL_TIMEOUT_S = 3.0
 LAYOUTS = {
     "tp 2": ("infer.tp_size=2",),
@@ -171,18 +173,44 @@ def serve(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_worker_that_cannot_load_names_file_and_tensor(tmp_path: Path) -> None:
-    """The second stage alone reads the last layers, whose file is cut short."""
+def test_a_worker_that_lacks_a_tensor_names_it(tmp_path: Path) -> None:
+    """The second stage alone looks for the last layers."""
     folder = tmp_path / "model"
-    shutil.copytree(expand_model_path("models.ckpt_dir", "package:tiny-chat"), folder)
-    split_weights(folder)
+    shutil.copytree(TINY_CHAT, folder)
+    lost = "model.layers.6.mlp.down_proj.weight"
+    (file,) = folder.glob("*.safetensors")
+    save_file({n: t for n, t in load_file(file).items() if n != lost}, file)
     keys = ("models=auto", f"models.ckpt_dir={folder}", *KEYS[1:], "infer.pp_size=2")
-    done = serve(tmp_path, *keys)
+    assert_said_by_rank_1(serve(tmp_path, *keys), f"1 missing ({lost})")
+
+
+@pytest.mark.slow
+def test_a_worker_whose_file_is_cut_short_names_it(tmp_path: Path) -> None:
+    """Of a preprocessed folder each rank reads its own file."""
+    folder = tmp_path / "model"
+    keys = ("dtype=float32", "infer.device=cpu", "infer.tp_size=2")
+    subprocess.run(
+        [sys.executable, "script/preprocess_and_save.py", "models=tiny-chat", *keys],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PREPROCESS_AND_SAVE_DIR": str(folder)},
+        check=True,
+        timeout=120,
+    )
+    file = sorted(folder.glob("*.safetensors"))[1]
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+    keys = ("models=auto", f"models.ckpt_dir={folder}", *keys)
+    assert_said_by_rank_1(serve(tmp_path, *keys), file.name)
+
+
+def assert_said_by_rank_1(done: subprocess.CompletedProcess[str], says: str) -> None:
+    """Rank 0 said it in one line and ended with 2; the worker's log has it too."""
     assert done.returncode != 0
     (line,) = (s for s in done.stderr.splitlines() if s.startswith("chitu_like: "))
-    assert "model-2.safetensors" in line
-    assert "(rank 1)" in line
+    assert says in line
+    assert line.endswith("(rank 1)")
     assert re.search(r"rank +: 0 \(local_rank: 0\)\s+exitcode +: 2", done.stderr)
+    assert f'File "{REPO}' not in done.stderr  # no trace of ours
 
 
 @pytest.mark.slow
@@ -199,27 +227,45 @@ def test_a_mistake_is_said_once(tmp_path: Path, keys: tuple[str, ...], says: str
     assert done.returncode != 0
     (line,) = (s for s in done.stderr.splitlines() if s.startswith("chitu_like: "))
     assert says in line
-    assert "Traceback (most" not in done.stderr
+    assert f'File "{REPO}' not in done.stderr  # no trace of ours
 
 
-def split_weights(folder: Path) -> None:
-    """Two files: the first layers, and the last half of them, cut in the middle of its tensors."""
-    from safetensors.torch import load_file, save_file
+def run_program(num_ranks: int, what: str, *keys: str) -> subprocess.CompletedProcess[str]:
+    """failing_program.py under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(num_ranks), "test/end_to_end/failing_program.py", what]
+    return subprocess.run(
+        [*command, "models=tiny-chat", "infer.device=cpu", "infer.num_blocks=64", *keys],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
-    (whole,) = folder.glob("*.safetensors")
-    tensors = load_file(whole)
-    whole.unlink()
-    late = {name for name in tensors if re.search(r"layers\.[4-7]\.", name)}
-    files = {
-        "model-1.safetensors": {n: t for n, t in tensors.items() if n not in late},
-        "model-2.safetensors": {n: t for n, t in tensors.items() if n in late},
-    }
-    weight_map = {}
-    for file, part in files.items():
-        save_file(part, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    path = folder / "model-2.safetensors"
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_computation_that_fails_on_a_worker_is_one_sentence_and_a_trace(layout: str) -> None:
+    done = run_program(2, "break", *LAYOUTS[layout])
+    assert done.returncode != 0
+    said = json.loads(done.stdout)
+    assert said["error"] == "rank 1 failed at step 5: ArithmeticError: two and two are five"
+    assert "in failing" in done.stderr  # the trace, from the worker's log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_that_were_idle_for_longer_than_a_collective_may_take_answer(layout: str) -> None:
+    done = run_program(2, "idle", *LAYOUTS[layout])
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["tokens"]
+    assert first == second
+
+
+@pytest.mark.slow
+def test_a_program_that_ends_without_shutdown_leaves_no_rank_behind() -> None:
+    done = run_program(4, "leave", "infer.tp_size=2", "infer.pp_size=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("lost") == 0
