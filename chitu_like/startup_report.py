@@ -73,14 +73,14 @@ def layout_line(spec: ModelSpec, loaded: LoadedEngine) -> str:
     size = f"{billions:.2f} B" if billions >= 0.1 else f"{billions * 1e3:.1f} M"
     instances = "1 instance" if deploy.replicas == 1 else f"{deploy.replicas} instances"
     return (
-        f"{spec.architecture}, {size} parameters, {_what_was_read(loaded.load_reports)}; "
+        f"{spec.architecture}, {size} parameters, {what_was_read(loaded.load_reports)}; "
         f"{instances}, tp {infer.tp_size} x pp {infer.pp_size}, "
         f"{loaded.engine.info.max_reqs} requests at once, "
         f"{loaded.engine.info.max_seq_len} tokens each"
     )
 
 
-def _what_was_read(reports: Sequence[LoadReport | None]) -> str:
+def what_was_read(reports: Sequence[LoadReport | None]) -> str:
     """Bytes, seconds and speed of the weights; with several ranks a rank's and that of all."""
     read = [report for report in reports if report is not None]
     if not read:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from chitu_like import LLM, SamplingParams
-from chitu_like.core.errors import RequestError
+from chitu_like.core.errors import ConfigError, RequestError
 from chitu_like.core.request import Request
 from chitu_like.scheduler.waiting_queue import WaitingQueue
 
@@ -90,3 +90,25 @@ def test_a_stream_dropped_midway_or_left_open_disturbs_nobody(llm: LLM) -> None:
     num_tokens += sum(len(piece.token_ids) for piece in left_open)
     assert num_tokens == 20
     assert (llm.stats().num_running, llm.stats().kv_usage) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (("infer.tp_size=2", "infer.pp_size=2"), "torchrun --nproc_per_node 4 PROGRAM"),
+        (("deploy.replicas=2",), "deploy.replicas=2: LLM runs one instance"),
+    ],
+)
+def test_llm_says_how_to_get_the_ranks_that_it_needs(keys: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        LLM("models=tiny-chat", "infer.device=cpu", *keys)
+
+
+def test_llm_under_torchrun_with_too_many_ranks_is_refused_on_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ConfigError, match=r"torchrun started 2 ranks .* use --nproc_per_node 1"):
+            LLM("models=tiny-chat", "infer.device=cpu")
