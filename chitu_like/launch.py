@@ -64,6 +64,7 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
         make_policy(config.router.policy)
         files = read_model_files(config)
         if config.deploy.replicas > 1:
+            _interrupt_on_signals()
             return supervise(config, files, here.rank)
         if here.rank == 0:
             return _lead(config, files, environ)
@@ -92,8 +93,7 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
     configure_logging(rank=0, log_dir=config.log_dir, started=started, secrets=secrets_of(config))
     # On SIGUSR1 all stacks go to stderr: the front end asks for that before it ends a stalled leader.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+    _interrupt_on_signals()
     console = Console()
     with FrontEndProcess(config, files, started) as front_end:
         console.print(f"listening on {front_end.url}, loading the model ...", highlight=False)
@@ -121,6 +121,12 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def _interrupt_on_signals() -> None:
+    """Until there is something to drain, a signal ends this process as it stands."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

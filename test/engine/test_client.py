@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,15 @@ from chitu_like.core.errors import CapacityError, PeerError
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.engine import client as client_module
 from chitu_like.engine.client import EngineClient
-from chitu_like.engine.messages import AddRequest, Hello, Ready, StepMessage, ToEngine
+from chitu_like.engine.endpoint import EngineEndpoint
+from chitu_like.engine.messages import (
+    AddRequest,
+    EngineInfo,
+    Hello,
+    Ready,
+    StepMessage,
+    ToEngine,
+)
 
 
 def test_requests_go_and_deltas_come_in_order(tmp_path: Path) -> None:
@@ -65,6 +74,29 @@ def test_sending_does_not_put_a_waiting_reader_to_sleep(tmp_path: Path) -> None:
         assert asyncio.run(asyncio.wait_for(talk(), 20)) == 300
     finally:
         engine.close()
+
+
+def test_an_engine_on_another_machine_is_reached_over_tcp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It binds any free port and says which; heartbeats do not disturb a connection that is idle."""
+    monkeypatch.setattr(client_module, "PING_MS", 200)
+    monkeypatch.setattr(client_module, "PONG_TIMEOUT_MS", 400)
+    with EngineEndpoint("tcp://127.0.0.1:*", "word") as endpoint:
+        assert re.fullmatch(r"tcp://127\.0\.0\.1:\d{4,5}", endpoint.address)
+
+        async def talk() -> None:
+            client = EngineClient("word")
+            client.connect(endpoint.address)
+            assert await asyncio.to_thread(endpoint.receive, 5.0) == Hello("word")
+            gone = asyncio.ensure_future(client.wait_gone())
+            endpoint.send(Ready(EngineInfo(100, 2, 10, 16, 50)))
+            assert isinstance(await anext(client.messages()), Ready)
+            await asyncio.sleep(1.0)
+            assert not gone.done()
+            client.close()
+
+        asyncio.run(asyncio.wait_for(talk(), 20))
 
 
 def test_an_engine_that_goes_is_noticed_at_once(tmp_path: Path) -> None:
