@@ -10,6 +10,7 @@ from chitu_like.config.load import load_config
 from chitu_like.launch import launch
 from chitu_like.local_ranks import check_devices, run_ranks
 from chitu_like.model_files import read_model_files
+from chitu_like.router.policy import make_policy
 from chitu_like.scheduler.policy import Ordering
 
 
@@ -34,6 +35,7 @@ def run(prog: str, arguments: Sequence[str]) -> int:
         return launch(overrides)
     # Every mistake that needs no torch is told here, once, before torchrun starts.
     Ordering(config.scheduler.type)
+    make_policy(config.router.policy)
     read_model_files(config)
     check_devices(config)
     return run_ranks(
