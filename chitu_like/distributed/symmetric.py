@@ -32,7 +32,8 @@ def make_tp_group(process_group: dist.ProcessGroup, device: torch.device) -> Gro
         # Nothing here needs NVLink multicast, and where a driver mishandles it, it harms the host.
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         try:
-            symmetric: Group | None = SymmetricGroup(process_group, device)
+            with torch.cuda.device(device):
+                symmetric: Group | None = SymmetricGroup(process_group, device)
         except RuntimeError as error:
             symmetric, reason = None, f"torch cannot map the peers' memory: {error}"
         if _all_say_yes(group, symmetric is not None, device) and symmetric is not None:
