@@ -7,9 +7,12 @@ wait for no token and follow each other in consecutive batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from chitu_like.core.request import Request
+
+LEAST_PREFILL_SHARE = 256
+"""Prompt tokens that no batch is denied: reading the weights alone takes as long as computing these."""
 
 
 def ready_requests(running: Sequence[Request], *, step_id: int, num_stages: int) -> list[Request]:
@@ -34,6 +37,22 @@ def ready_requests(running: Sequence[Request], *, step_id: int, num_stages: int)
             within_share.append(request)
         share -= is_decode
     return within_share
+
+
+def prefill_share(running: Iterable[Request], num_arriving: int, num_stages: int) -> int:
+    """Prompt tokens that the next batch should have at most.
+
+    Micro-batches of equal length keep all stages busy; one with all the prompt tokens would let the
+    others wait. So what there is to prefill is spread over two rounds of the stages, which also
+    smooths the arrivals.
+
+    Args:
+        running: part of them still in prefill.
+        num_arriving: prompt tokens of the waiting requests that may join now.
+        num_stages: pipeline stages.
+    """
+    num_begun = sum(r.num_uncomputed for r in running if r.num_uncomputed > 1)
+    return max(LEAST_PREFILL_SHARE, -(-(num_begun + num_arriving) // (2 * num_stages)))
 
 
 def _is_ready(request: Request, step_id: int, num_stages: int) -> bool:

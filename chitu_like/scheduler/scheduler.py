@@ -23,7 +23,7 @@ from chitu_like.core.output import FinishReason, RequestDelta, RequestTimes, Ste
 from chitu_like.core.request import Request, RequestState
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.scheduler.limits import SchedulerLimits
-from chitu_like.scheduler.micro_batch import ready_requests
+from chitu_like.scheduler.micro_batch import prefill_share, ready_requests
 from chitu_like.scheduler.policy import Ordering, Situation, stride_pass
 from chitu_like.scheduler.step import Step, build_batch, slot_of
 from chitu_like.scheduler.waiting_queue import WaitingQueue
@@ -209,14 +209,25 @@ class Scheduler:
     def _open_step(self, ready: list[Request]) -> Step:
         """An empty step whose budgets keep room for the decodes that are ready."""
         decodes = {request for request in ready if request.num_uncomputed == 1}
-        budget = self.limits.max_num_batched_tokens
+        limits = self.limits
+        budget = limits.max_num_batched_tokens
+        prefill_budget = limits.prefill_chunk_size
+        if limits.num_stages > 1:
+            share = prefill_share(self._running, self._num_arriving(), limits.num_stages)
+            prefill_budget = min(prefill_budget, share)
         is_tight = len(decodes) >= budget
         return Step(
             is_tight=is_tight,
             decodes_left=set() if is_tight else decodes,
             token_budget=budget,
-            prefill_budget=self.limits.prefill_chunk_size,
+            prefill_budget=prefill_budget,
         )
+
+    def _num_arriving(self) -> int:
+        """Tokens of the waiting requests for which there seem to be slots and blocks."""
+        next_ones = self._waiting.first(len(self._free_slots))
+        room = self.blocks.num_free * self.blocks.block_size
+        return min(room, sum(request.num_uncomputed for request in next_ones))
 
     def _preempt_outranked(self, step: Step, situation: Situation) -> None:
         """Let waiting requests take the places of running ones that their first key outranks."""

@@ -125,7 +125,8 @@ def test_the_chunks_of_one_long_prompt_fill_the_pipeline(num_stages):
         rig.add("long", [1] * (64 * 512), max_tokens=1)
         return finish(rig)
 
-    assert seconds(1) / seconds(num_stages) > 0.95 * num_stages
+    # Filling the pipeline, and the shorter chunks at the end, are part of the time.
+    assert seconds(1) / seconds(num_stages) > 0.9 * num_stages
 
 
 def test_with_overlap_the_host_s_time_is_hidden():
@@ -149,6 +150,27 @@ def test_micro_batches_are_even_whoever_comes_and_goes():
     for _ in range(6):
         rig.engine.step()
     assert [batch.num_decodes for batch in rig.executor.batches[-4:]] == [33, 32, 33, 32]
+
+
+def test_the_prompts_that_come_while_others_decode_are_spread_over_the_batches():
+    rig = pipelined_rig(2, overlap=True, chunk=4096)
+    for i in range(64):
+        rig.add(str(i), [i, 1], max_tokens=100)
+    for _ in range(10):
+        rig.engine.step()
+    rig.add("long", [7] * 4096, max_tokens=4)
+    num_before = len(rig.executor.batches)
+    for _ in range(10):
+        rig.engine.step()
+    batches = rig.executor.batches[num_before:]
+    prefills = [sum(batch.num_tokens) - batch.num_decodes for batch in batches]
+    lengths = [length for length in prefills if length]
+    assert sum(lengths) == 4096
+    assert max(lengths) <= 4096 // 4
+    assert 0 not in prefills[: len(lengths)]
+    assert {batch.num_decodes for batch in batches[: len(lengths)]} == {32}
+    finish(rig)
+    assert rig.tokens["long"] == expected_output([7] * 4096, 4)
 
 
 def test_one_request_alone_waits_for_its_token_and_for_nothing_else():
