@@ -31,8 +31,8 @@ Answer = TypeVar("Answer", bound=FromWorker)
 class Crew:
     """The leader's own rank and, behind a channel, the workers.
 
-    `prepare`, `load`, `plan` and `allocate` return one answer a rank, the leader's first. What goes wrong on a
-    worker is raised here: as a ChituError if it is the user's mistake, else as a PeerError.
+    `prepare`, `load`, `plan` and `allocate` return one answer a rank, the leader's first. What goes
+    wrong on a worker is raised here: as a ChituError if it is the user's mistake, else as a PeerError.
 
     Args:
         own: the leader's rank.

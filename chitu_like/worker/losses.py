@@ -33,6 +33,7 @@ class Losses:
 
     Args:
         ranks: world ranks of the instance, the leader first.
+        grace_s: from a loss to this process's end.
 
     Attributes:
         channel: to the workers; what a lost rank said last is in it. None until there is one.
@@ -40,11 +41,12 @@ class Losses:
         has_failed: whether a rank is lost or said that it failed; nothing can be computed any more.
     """
 
-    def __init__(self, ranks: Sequence[int]) -> None:
+    def __init__(self, ranks: Sequence[int], *, grace_s: float = GRACE_S) -> None:
         self.channel: Channel | None = None
         self.doing = "at the start"
         self.has_failed = False
         self._ranks = ranks
+        self._grace_s = grace_s
         self._lost: tuple[int, str] | None = None
         self._happened = threading.Event()
         self._noticed = threading.Event()
@@ -108,7 +110,7 @@ class Losses:
         return f"rank {self._ranks[rank]} failed {at}: {failed.reason}"
 
     def _end_unless_noticed(self) -> None:
-        if self._noticed.wait(GRACE_S):
+        if self._noticed.wait(self._grace_s):
             return
         logger.error("%s: this process ends", self._find_cause())
         faulthandler.dump_traceback(all_threads=True)

@@ -194,13 +194,15 @@ class ModelRunner:
         Raises: CapacityError where it does not fit.
         """
         options = self.options
+        sent_bytes = self._stage.kept_bytes(options.max_num_batched_tokens)
         if self.device.type == "cpu":
             return memory.plan_blocks(
                 self.kv_spec,
                 total_bytes=available_host_bytes() // num_local_ranks + self._weight_bytes,
                 other_bytes=0,
                 weight_bytes=self._weight_bytes,
-                activation_bytes=memory.estimate_activation_bytes(
+                activation_bytes=sent_bytes
+                + memory.estimate_activation_bytes(
                     options.spec,
                     dtype=options.torch_dtype,
                     num_tokens=options.max_num_batched_tokens,
@@ -212,6 +214,8 @@ class ModelRunner:
                 ),
                 num_blocks=num_blocks,
             )
+        # Before others are counted: NCCL takes its buffers with the first messages.
+        activation_bytes = sent_bytes + self._measure_activation_bytes()
         total_bytes, other_bytes = memory.free_cuda_bytes(self.device)
         weight_bytes = torch.cuda.memory_allocated(self.device)
         return memory.plan_blocks(
@@ -219,7 +223,7 @@ class ModelRunner:
             total_bytes=total_bytes,
             other_bytes=other_bytes,
             weight_bytes=weight_bytes,
-            activation_bytes=self._measure_activation_bytes(),
+            activation_bytes=activation_bytes,
             memory_utilization=memory_utilization,
             num_blocks=num_blocks,
         )
@@ -316,7 +320,7 @@ class ModelRunner:
         """Peak of the largest steps beside weights and cache: one long prompt, then many requests."""
         options = self.options
         peak = 0
-        for num_reqs in {1, min(options.max_reqs, options.max_num_batched_tokens)}:
+        for num_reqs in sorted({1, min(options.max_reqs, options.max_num_batched_tokens)}):
             num_tokens = min(options.max_num_batched_tokens // num_reqs, options.max_seq_len)
             batch = make_profile_batch(num_reqs, num_tokens, options.block_size)
             num_blocks = num_reqs * self.kv_spec.blocks_for(num_tokens)

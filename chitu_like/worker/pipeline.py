@@ -51,6 +51,10 @@ class Stage:
     def return_tokens(self, token_ids: Tensor) -> None:
         """Let the first stage know what was sampled, [num_samples] int64; not to be written to."""
 
+    def kept_bytes(self, num_tokens: int) -> int:
+        """Most bytes of hidden states that wait to be sent while steps of `num_tokens` are computed."""
+        return 0
+
     def forget(self) -> None:
         """Take in and drop what is still on its way: its slots are about to be replaced."""
 
@@ -128,6 +132,12 @@ class LinkedStage(Stage):
     def return_tokens(self, token_ids: Tensor) -> None:
         """See Stage."""
         self._send(token_ids, self._groups.token_ids, 0)
+
+    def kept_bytes(self, num_tokens: int) -> int:
+        """See Stage."""
+        if self._rank == self._size - 1:
+            return 0
+        return self._num_in_flight * num_tokens * self._hidden_size * self._dtype.itemsize
 
     def forget(self) -> None:
         """See Stage."""

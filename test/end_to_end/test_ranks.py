@@ -149,3 +149,31 @@ def test_every_dense_family_gives_the_tokens_of_one_rank(tmp_path: Path) -> None
     results = under_torchrun(4, job, tmp_path)
     for name, found, truth in zip(FAMILIES, results, truths, strict=True):
         compare(found, truth, name)
+
+
+@pytest.mark.multi_gpu(count=2)
+@pytest.mark.parametrize("layout", ["tp 2", "pp 2"])
+def test_two_gpus_give_the_tokens_of_one(
+    layout: str, llama: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert_gpus_give_the_tokens_of_one(layout, llama, tmp_path)
+
+
+@pytest.mark.multi_gpu(count=4)
+@pytest.mark.parametrize("layout", ["tp 4 on 2 KV heads", "pp 3 uneven", "tp 2 x pp 2"])
+def test_four_gpus_give_the_tokens_of_one(
+    layout: str, llama: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert_gpus_give_the_tokens_of_one(layout, llama, tmp_path)
+
+
+def assert_gpus_give_the_tokens_of_one(layout: str, llama: tuple[str, ...], tmp_path: Path) -> None:
+    keys = [key for key in llama if key != "infer.device=cpu"] + ["infer.device=cuda"]
+    asked = prompts(VOCAB_SIZE)
+    truth = run([*keys, *SETTINGS["defaults"]], asked)
+    job = [
+        {"keys": [*keys, *more, *LAYOUTS[layout]], "prompts": asked} for more in SETTINGS.values()
+    ]
+    results = under_torchrun(NUM_RANKS[layout], job, tmp_path)
+    for name, found in zip(SETTINGS, results, strict=True):
+        compare(found, truth, name)

@@ -55,7 +55,7 @@ def local_rank(node: Node | None = None) -> LocalRank:
 
 
 def crew_of(*answers: tuple[int, FromWorker] | PeerError) -> tuple[Crew, FakeChannel, Losses]:
-    channel, losses = FakeChannel(*answers), Losses(WORLD_RANKS)
+    channel, losses = FakeChannel(*answers), Losses(WORLD_RANKS, grace_s=60.0)
     losses.channel = channel  # type: ignore[assignment]
     return Crew(local_rank(), channel, losses), channel, losses  # type: ignore[arg-type]
 
@@ -87,7 +87,7 @@ def test_another_answer_than_asked_for_is_a_broken_protocol() -> None:
 
 def test_a_failure_beside_a_loss_is_the_lost_rank_s() -> None:
     """The collectives of its peers broke, and they said so first."""
-    losses = Losses(WORLD_RANKS)
+    losses = Losses(WORLD_RANKS, grace_s=60.0)
     losses.doing = "at step 7"
     losses(1, "connection closed")
     gloo = Failed("RuntimeError: connection closed by peer", is_users_mistake=False, step_id=7)
@@ -107,7 +107,7 @@ def test_what_a_lost_rank_said_before_is_why_it_is_lost() -> None:
 
 
 def test_a_failure_of_the_leader_s_own_stays_what_it_was() -> None:
-    losses = Losses(WORLD_RANKS)
+    losses = Losses(WORLD_RANKS, grace_s=60.0)
     with pytest.raises(ConfigError, match="wrong"), losses.explained():
         raise ConfigError("wrong")
 
