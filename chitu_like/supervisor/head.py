@@ -210,11 +210,11 @@ class HeadSupervisor:
 
     def _end_instance(self, instance: int) -> None:
         """Leave no rank of it behind, in a collective whose peers are gone."""
-        left = [r for r in self._placement.instances[instance].ranks if r not in self._ended]
+        left = set(self._placement.instances[instance].ranks) - self._ended
         if 0 in left:
             self._child.end_stuck()
-        if any(left):
-            self._tell_all(EndRanks(left))
+        if others := sorted(left - {0}):
+            self._tell_all(EndRanks(others))
 
     def _open(self, found: Found) -> None:
         """Listen for the other supervisors."""

@@ -146,7 +146,7 @@ def test_a_drain_ends_all_with_0_and_leaves_nothing(
 
 @pytest.mark.parametrize("victim", ["head", "follower", "front end"])
 def test_no_rank_outlives_its_job(start: Callable[..., Server], victim: str) -> None:
-    server = start(replicas=2)
+    server = start("serve.drain_timeout_s=2", replicas=2)
     lines = long_stream(server, max_tokens=2000)
     next(lines)
     if victim == "front end":

@@ -218,3 +218,14 @@ def test_a_follower_that_dies_ends_the_job(job: Job) -> None:
     assert job.lead(scenario) == 1
     assert job.codes()[:2] == [1, 1]
     assert job.front_end.num_drains >= 1
+
+
+def test_a_supervisor_loads_no_torch() -> None:
+    code = (
+        "import sys, chitu_like.launch, chitu_like.supervisor.rank; print('torch' in sys.modules)"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
