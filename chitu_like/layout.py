@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chitu_like.cluster.placement import Placement, even_partition
+from chitu_like.cluster.placement import Placement, balanced_partition
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.model_spec import ModelSpec
 
@@ -15,7 +15,10 @@ def placement_of(config: ServeConfig, spec: ModelSpec) -> Placement:
         spec: of the model.
     """
     infer = config.infer
-    partition = infer.pp_layer_partition or even_partition(spec.num_layers, infer.pp_size)
+    head_layers = spec.vocab_size * spec.hidden_size / spec.layer_parameters()
+    partition = infer.pp_layer_partition or balanced_partition(
+        spec.num_layers, infer.pp_size, head_layers
+    )
     return Placement.uniform(
         num_instances=config.deploy.replicas, tp_size=infer.tp_size, layer_partition=partition
     )

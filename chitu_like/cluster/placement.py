@@ -119,10 +119,25 @@ class Placement:
         raise ValueError(f"rank {rank} is not part of the placement")
 
 
-def even_partition(num_layers: int, num_stages: int) -> tuple[int, ...]:
-    """Layers of each stage where nobody said: as even as can be, what is left over goes in front.
+def balanced_partition(num_layers: int, num_stages: int, head_layers: float) -> tuple[int, ...]:
+    """Layers of each stage where nobody said: so that the slowest stage takes the least time.
 
-    The last stage computes the head beside its layers, so it gets the smaller share.
+    A pipeline is as fast as its slowest stage, and the last one computes the head beside its
+    layers, which costs a decode step as much as reading its weights.
+
+    Args:
+        num_layers: of the model, at least num_stages.
+        num_stages: at least 1.
+        head_layers: weights of the head over those of a layer.
     """
-    share, left = divmod(num_layers, num_stages)
-    return tuple(share + (index < left) for index in range(num_stages))
+    if num_stages == 1:
+        return (num_layers,)
+    others = num_stages - 1
+
+    def badness(last: int) -> tuple[float, int]:
+        slowest = max(-(-(num_layers - last) // others), last + head_layers)
+        return slowest, abs(last * num_stages - num_layers)  # even stages have even KV caches
+
+    last = min(range(1, num_layers - others + 1), key=badness)
+    share, left = divmod(num_layers - last, others)
+    return (*(share + (index < left) for index in range(others)), last)

@@ -75,7 +75,11 @@ class InferConfig(Section):
     pp_size: int = setting(1, "pipeline parallel degree", low=1, high=MAX_RANKS)
     ep_size: int = setting(1, "expert parallel degree of MoE layers", low=1, high=MAX_RANKS)
     pp_layer_partition: tuple[int, ...] | None = setting(
-        None, "layers of each pipeline stage, e.g. [10,12,12,10]; null: even", low=1, high=MAX_RANKS
+        None,
+        "layers of each pipeline stage, e.g. [10,12,12,10]; null: balanced, the head counted as the "
+        "layers that its weights would fill",
+        low=1,
+        high=MAX_RANKS,
     )
     max_seq_len: int | Auto = setting(
         "auto",

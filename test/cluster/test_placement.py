@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
 import pytest
 
-from chitu_like.cluster.placement import Placement, even_partition
+from chitu_like.cluster.placement import Placement, balanced_partition
 
 SHAPES = list(product([1, 2, 3], [1, 2, 4], [(5,), (2, 2), (3, 1, 2)]))
 """(num_instances, tp_size, layer_partition)"""
@@ -59,11 +59,22 @@ def test_a_rank_outside_the_world_has_no_seat(rank):
         placement.seat(rank)
 
 
-@pytest.mark.parametrize("num_stages", range(1, 9))
-@pytest.mark.parametrize("num_layers", [8, 13, 32, 61])
-def test_an_even_partition_gives_the_last_stage_no_more_than_any_other(num_layers, num_stages):
-    partition = even_partition(num_layers, num_stages)
+@pytest.mark.parametrize("head_layers", [0.0, 0.3, 2.4, 9.0, 100.0])
+@pytest.mark.parametrize("num_stages", range(1, 5))
+@pytest.mark.parametrize("num_layers", [4, 8, 13, 32])
+def test_no_other_partition_has_a_faster_slowest_stage(num_layers, num_stages, head_layers):
+    def slowest(partition: tuple[int, ...]) -> float:
+        return max(*partition[:-1], partition[-1] + head_layers, 0)
+
+    partition = balanced_partition(num_layers, num_stages, head_layers)
     assert len(partition) == num_stages
     assert sum(partition) == num_layers
-    assert max(partition) - min(partition) <= 1
-    assert all(left >= right for left, right in pairwise(partition))
+    assert min(partition) >= 1
+    cuts = combinations(range(1, num_layers), num_stages - 1)
+    every = (tuple(b - a for a, b in pairwise((0, *cut, num_layers))) for cut in cuts)
+    assert slowest(partition) == min(map(slowest, every))
+
+
+def test_without_a_head_the_layers_are_spread_evenly():
+    assert balanced_partition(13, 4, 0.0) == (4, 3, 3, 3)
+    assert balanced_partition(32, 2, 2.4) == (17, 15)
