@@ -2,7 +2,7 @@
 # What runs on each node of a job. lib/nodes.sh sends these functions, with the job's variables, to
 # a bash there through its standard input; `main` must be the last line it sends, because a cut-off
 # text then runs nothing. After that line the input goes on: a line now and then says that the
-# launcher is there, "stop" asks for the end, and the end of the input is the end.
+# launcher is there, "stop" has the ranks drain, and the end of the input is the end.
 
 WAITS_FOR_LAUNCHER_S=60
 
@@ -108,22 +108,33 @@ run_torchrun() {
     wait "$pid"
 }
 
-# Follow the launcher's words until torchrun ends.
+# Follow the launcher's words until torchrun ends; no rank outlives it.
 watch_torchrun() { # PID
-    local word status last_heard=$SECONDS
+    local word status rank ranks=() last_heard=$SECONDS
     while kill -0 "$1" 2>/dev/null; do
         IFS= read -r -t 0.5 -u 3 word
         status=$?
+        note_ranks "$1"
         if [ $status -eq 0 ]; then
             last_heard=$SECONDS
-            # Once only: a second signal would have torchrun leave its ranks behind.
-            [ "$word" != stop ] || kill -TERM "$1" 2>/dev/null
+            # The ranks are asked themselves: asked in their place, torchrun prints a trace and fails
+            # however well they end. While it has none, it is asked.
+            [ "$word" != stop ] || kill -TERM "${ranks[@]:-$1}" 2>/dev/null
         elif [ $status -le 128 ] || [ $((SECONDS - last_heard)) -gt $WAITS_FOR_LAUNCHER_S ]; then
             kill_tree "$1"
-            return
         fi
     done
+    for rank in "${ranks[@]}"; do # there are some if torchrun was killed
+        kill_tree "$rank"
+    done
 }
+
+# Keep torchrun's children, where it still has any, in the array ranks.
+note_ranks() { # PID
+    local now
+    read -r -a now <"/proc/$1/task/$1/children"
+    [ ${#now[@]} -eq 0 ] || ranks=("${now[@]}")
+} 2>/dev/null
 
 # Kill a process and all below it; stopped first, or it could start more meanwhile.
 kill_tree() { # PID

@@ -23,7 +23,7 @@ HEARTBEAT_S=10
 PATIENCE_S=10 # for the other nodes to end, once one has failed
 
 say() {
-    printf '==> %s\n' "$*" >&2
+    printf '==> %s\n' "$*" >&2 || true # the terminal may be gone
 }
 
 mistake() {
@@ -93,7 +93,7 @@ payload() { # LAST-LINE VARIABLE...
     read -r -a more <<<"${CHITU_LIKE_FORWARD:-}"
     declare -p WAITS_FOR_LAUNCHER_S
     declare -f fail place_by_slurm find_torchrun own_address meeting_point local_name \
-        run_torchrun watch_torchrun kill_tree run_with_name
+        run_torchrun watch_torchrun note_ranks kill_tree run_with_name
     exports "${FORWARDED[@]}" ${more[@]+"${more[@]}"}
     printf 'export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=%q\n' "${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-$shutdown_s}"
     declare -p "${@:2}"
@@ -173,7 +173,7 @@ on_signal() { # EXIT-CODE
     fi
 }
 
-# Wait for all that was started. Exits with the code of the first that failed.
+# Wait for all that was started. Exits with the code of the first that failed, or by what signal.
 supervise() {
     local index status _
     code=0 signalled=0 deadline='' is_ended=0
@@ -195,7 +195,7 @@ supervise() {
         fi
         read -r -t 0.2 -u 4 _ || true
     done
-    [ $signalled -eq 0 ] || code=$signalled
+    [ "$code" -eq 0 ] || [ "$signalled" -eq 0 ] || code=$signalled # all drained: 0
     exit "$code"
 }
 
