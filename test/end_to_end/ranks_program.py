@@ -1,6 +1,7 @@
 """What every rank of test_ranks.py runs under torchrun: one LLM after the other, no rank checks.
 
-Usage: ranks_program.py JOB.json OUT.json. Each item of the job has `keys` and `prompts`.
+Usage: ranks_program.py JOB.json OUT.json. Each item of the job has `keys`, `prompts` and
+`asked`, names of ASKED.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ class Result(TypedDict):
     prefix_cache_hits: int
 
 
-def run(keys: Sequence[str], prompts: list[list[int]]) -> Result:
-    """Ask everything: first all prompts in one batch, the greedy ones again from the cache."""
+def run(keys: Sequence[str], prompts: list[list[int]], asked: Sequence[str]) -> Result:
+    """Ask in all these ways, all prompts in one batch; the first way again, from the cache."""
     with LLM(*keys, progress=False) as llm:
-        answers = {name: _answers(llm.generate(prompts, asked)) for name, asked in ASKED.items()}
-        answers["again"] = _answers(llm.generate(prompts, ASKED["greedy"]))
+        answers = {name: _answers(llm.generate(prompts, ASKED[name])) for name in asked}
+        answers["again"] = _answers(llm.generate(prompts, ASKED[asked[0]]))
         stats = llm.stats()
     assert stats.num_running == stats.num_waiting == 0
     assert stats.kv_usage == 0.0
@@ -81,7 +82,7 @@ def main(job_file: str, out_file: str) -> None:
     for index, item in enumerate(json.loads(Path(job_file).read_text())):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(index)  # they meet anew, as after a restart
         try:
-            results.append(run(item["keys"], item["prompts"]))
+            results.append(run(item["keys"], item["prompts"], item["asked"]))
         except SystemExit as end:  # not rank 0
             if end.code != 0:
                 raise

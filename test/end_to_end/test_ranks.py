@@ -11,16 +11,18 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
-from end_to_end.ranks_program import Result, run
+from end_to_end.ranks_program import ASKED, Result, run
 from models.families import FAMILIES, PARALLEL_SIZES, VOCAB_SIZE, twin_of
 
 REPO = Path(__file__).resolve().parents[2]
 TEST = REPO / "test"
 TIMEOUT_S = 250.0
+EVERYTHING = tuple(ASKED)
 BASE = ("infer.device=cpu", "dtype=float32", "infer.max_seq_len=64")
 LAYOUTS = {
     "tp 2": ("infer.tp_size=2",),
@@ -50,6 +52,13 @@ def prompts(vocab_size: int, seed: int = 5) -> list[list[int]]:
     rng = random.Random(seed)
     found = [[rng.randrange(3, vocab_size) for _ in range(n)] for n in (1, 5, 17, 33, 9, 2, 21)]
     return [*found, found[3][:16] + found[0]]
+
+
+def job_item(
+    keys: Sequence[str], prompts: list[list[int]], asked: Sequence[str] = EVERYTHING
+) -> dict[str, object]:
+    """One LLM for ranks_program.py."""
+    return {"keys": list(keys), "prompts": prompts, "asked": list(asked)}
 
 
 def under_torchrun(num_ranks: int, job: list[dict[str, object]], folder: Path) -> list[Result]:
@@ -112,14 +121,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def truth(llama: tuple[str, ...]) -> Result:
     """One rank, one request at a time, nothing clever."""
-    return run((*llama, *PLAIN), prompts(VOCAB_SIZE))
+    return run((*llama, *PLAIN), prompts(VOCAB_SIZE), EVERYTHING)
 
 
 def test_two_ranks_give_the_tokens_of_one(tmp_path: Path) -> None:
     keys = ["models=tiny-chat", *BASE, *SETTINGS["defaults"]]
-    job = [{"keys": [*keys, *LAYOUTS["tp 2"]], "prompts": prompts(4000)}]
-    (found,) = under_torchrun(2, job, tmp_path)
-    compare(found, run(keys, prompts(4000)), "tiny-chat")
+    (found,) = under_torchrun(2, [job_item([*keys, *LAYOUTS["tp 2"]], prompts(4000))], tmp_path)
+    compare(found, run(keys, prompts(4000), EVERYTHING), "tiny-chat")
     assert found["prefix_cache_hits"] > 0
 
 
@@ -129,7 +137,7 @@ def test_no_setting_changes_a_token_in_any_layout(
     layout: str, llama: tuple[str, ...], truth: Result, tmp_path: Path
 ) -> None:
     job = [
-        {"keys": [*llama, *keys, *LAYOUTS[layout]], "prompts": prompts(VOCAB_SIZE)}
+        job_item([*llama, *keys, *LAYOUTS[layout]], prompts(VOCAB_SIZE))
         for keys in SETTINGS.values()
     ]
     results = under_torchrun(NUM_RANKS[layout], job, tmp_path)
@@ -144,8 +152,8 @@ def test_every_dense_family_gives_the_tokens_of_one_rank(tmp_path: Path) -> None
     asked = prompts(VOCAB_SIZE)[:3]
     for name in FAMILIES:
         keys = (*save_family(name, tmp_path / name), "infer.num_blocks=64")
-        truths.append(run(keys, asked))
-        job.append({"keys": [*keys, *LAYOUTS["tp 2 x pp 2"]], "prompts": asked})
+        truths.append(run(keys, asked, ["sampled"]))
+        job.append(job_item([*keys, *LAYOUTS["tp 2 x pp 2"]], asked, ["sampled"]))
     results = under_torchrun(4, job, tmp_path)
     for name, found, truth in zip(FAMILIES, results, truths, strict=True):
         compare(found, truth, name)
@@ -170,10 +178,8 @@ def test_four_gpus_give_the_tokens_of_one(
 def assert_gpus_give_the_tokens_of_one(layout: str, llama: tuple[str, ...], tmp_path: Path) -> None:
     keys = [key for key in llama if key != "infer.device=cpu"] + ["infer.device=cuda"]
     asked = prompts(VOCAB_SIZE)
-    truth = run([*keys, *SETTINGS["defaults"]], asked)
-    job = [
-        {"keys": [*keys, *more, *LAYOUTS[layout]], "prompts": asked} for more in SETTINGS.values()
-    ]
+    truth = run([*keys, *SETTINGS["defaults"]], asked, EVERYTHING)
+    job = [job_item([*keys, *more, *LAYOUTS[layout]], asked) for more in SETTINGS.values()]
     results = under_torchrun(NUM_RANKS[layout], job, tmp_path)
     for name, found in zip(SETTINGS, results, strict=True):
         compare(found, truth, name)
