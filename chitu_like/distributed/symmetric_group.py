@@ -24,7 +24,7 @@ BUFFER_BYTES = 64 << 20
 
 # World size -> the longest message, in bytes, that one shot, and then two, reduce sooner than NCCL.
 # Measured on H200s with 2 and 4 ranks (benchmarks/RESULTS.md), guessed for 8.
-LONGEST = {2: (16 << 20, 0), 4: (256 << 10, 12 << 20), 8: (128 << 10, 8 << 20)}
+LONGEST = {2: (8 << 20, 0), 4: (256 << 10, 8 << 20), 8: (128 << 10, 8 << 20)}
 
 
 def slot_bytes(world_size: int) -> int:
