@@ -125,18 +125,16 @@ def check_pipeline(joined: Joined, placement: Placement) -> None:
     passed = torch.zeros(len(stages), dtype=torch.int64, device=DEVICE)
     returned = torch.zeros(len(stages), dtype=torch.int64, device=DEVICE)
     links = joined.pipeline
-    if seat.pp_rank == 0:
-        waiting = dist.irecv(returned, group=links.token_ids, group_src=last)
-        assert waiting is not None
     if seat.pp_rank > 0:
         dist.recv(passed, group=links.hidden_states, group_src=seat.pp_rank - 1)
     passed[seat.pp_rank] = RANK
+    # In the product's order: NCCL's first message between two ranks makes both hosts wait.
     if seat.pp_rank < last:
         dist.send(passed, group=links.hidden_states, group_dst=seat.pp_rank + 1)
     else:
         dist.send(passed, group=links.token_ids, group_dst=0)
     if seat.pp_rank == 0:
-        waiting.wait()
+        dist.recv(returned, group=links.token_ids, group_src=last)
         assert returned.tolist() == line
 
 
