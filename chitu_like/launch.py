@@ -59,10 +59,10 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
     here = TorchrunRank.from_environ(environ)
     try:
         config = load_config(overrides, environ=environ)
-        here.check(config)
         Ordering(config.scheduler.type)
         make_policy(config.router.policy)
         files = read_model_files(config)
+        here.check(config)  # last: whoever follows its advice meets no other refusal
         if config.deploy.replicas > 1:
             _interrupt_on_signals()
             return supervise(config, files, here.rank)

@@ -64,9 +64,11 @@ class LLM:
     ) -> None:
         """Load the model."""
         config = load_config(overrides, config_name)
-        _check_ranks(config)
+        _check_is_one_instance(config)
         files = read_model_files(config)
-        if TorchrunRank.from_environ(os.environ).rank > 0:
+        here = TorchrunRank.from_environ(os.environ)
+        here.check(config, program="PROGRAM")
+        if here.rank > 0:
             raise SystemExit(follow(config, files.spec, os.environ))
         crew = gather(config, files.spec, os.environ)
         self._instance: Instance = load_instance(config, crew, files, shows_progress=progress)
@@ -368,21 +370,12 @@ class LLM:
                     self._instance.engine.abort(request_id)
 
 
-def _check_ranks(config: ServeConfig) -> None:
-    """Raise ConfigError where this program was not started with the ranks that it asks for."""
+def _check_is_one_instance(config: ServeConfig) -> None:
     if config.deploy.replicas > 1:
         raise ConfigError(
             f"deploy.replicas={config.deploy.replicas}: LLM runs one instance; leave it out, or start "
             "the service"
         )
-    here = TorchrunRank.from_environ(os.environ)
-    if here.world_size == 1 and config.num_ranks > 1:
-        raise ConfigError(
-            f"infer.tp_size={config.infer.tp_size} and infer.pp_size={config.infer.pp_size} need "
-            f"{config.num_ranks} ranks: start this program with torchrun --nproc_per_node "
-            f"{config.num_ranks} PROGRAM"
-        )
-    here.check(config)
 
 
 def _progress_bar(is_shown: bool) -> Progress:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -41,7 +42,7 @@ from chitu_like.worker.crew import Crew
 from chitu_like.worker.local_rank import LocalRank, Node
 from chitu_like.worker.losses import Losses
 from chitu_like.worker.messages import FromWorker, ToWorker
-from chitu_like.worker.worker import DONE, FAILED, Worker
+from chitu_like.worker.worker import DONE, FAILED, LAST_WORDS_S, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -197,8 +198,12 @@ def _node(here: TorchrunRank) -> Node:
 
 
 def _end_without_leader(reason: str) -> None:
-    """Called from a thread while this rank computes, perhaps for ever, with peers that are gone."""
+    """Called from a thread while this rank computes, perhaps for ever, with peers that are gone.
+
+    The leader may be about to say why: torchrun would end it in the middle of that.
+    """
     logger.error("the leader of this instance is lost (%s): this rank ends", reason)
+    time.sleep(LAST_WORDS_S)
     faulthandler.dump_traceback(all_threads=True)
     logging.shutdown()
     os._exit(FAILED)

@@ -35,11 +35,24 @@ class TorchrunRank:
             num_local_ranks=int(environ.get("LOCAL_WORLD_SIZE", "1")),
         )
 
-    def check(self, config: ServeConfig) -> None:
-        """Raise ConfigError where there are not as many ranks as the configuration needs."""
-        if self.world_size != config.num_ranks:
-            raise ConfigError(
-                f"torchrun started {self.world_size} ranks but infer.tp_size={config.infer.tp_size}, "
-                f"infer.pp_size={config.infer.pp_size} and deploy.replicas={config.deploy.replicas} "
-                f"need {config.num_ranks}: use --nproc_per_node {config.num_ranks}"
-            )
+    def check(self, config: ServeConfig, *, program: str = "-m chitu_like") -> None:
+        """Compare the ranks that there are with those that the configuration needs.
+
+        Args:
+            config: of the service; the model can be cut like that.
+            program: what torchrun would start, for the message.
+
+        Raises: ConfigError where they are more or fewer.
+        """
+        needed, infer = config.num_ranks, config.infer
+        if self.world_size == needed:
+            return
+        started, remedy = f"torchrun started {self.world_size} ranks", f"--nproc_per_node {needed}"
+        if self.world_size == 1:
+            started, remedy = "there is one rank", f"torchrun --nproc_per_node {needed} {program}"
+        elif self.world_size != self.num_local_ranks:
+            remedy = f"as many nodes and ranks on each (--nproc_per_node) as make {needed}"
+        raise ConfigError(
+            f"{started} but infer.tp_size={infer.tp_size}, infer.pp_size={infer.pp_size} and "
+            f"deploy.replicas={config.deploy.replicas} need {needed}: use {remedy}"
+        )

@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def of_two_ranks(rank: int) -> dict[str, str]:
-    return {"RANK": str(rank), "WORLD_SIZE": "2"}
+    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
 
 def test_rank_0_says_in_one_line_that_the_ranks_are_too_many(
@@ -28,6 +28,27 @@ def test_rank_0_says_in_one_line_that_the_ranks_are_too_many(
     assert err.count("\n") == 1
     assert err.startswith("chitu_like: torchrun started 2 ranks")
     assert "use --nproc_per_node 1" in err
+
+
+def test_a_single_process_is_told_what_to_start(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch(["infer.tp_size=2", "infer.pp_size=2"], {}) == 2
+    assert capfd.readouterr().err == (
+        "chitu_like: there is one rank but infer.tp_size=2, infer.pp_size=2 and deploy.replicas=1 "
+        "need 4: use torchrun --nproc_per_node 4 -m chitu_like\n"
+    )
+
+
+def test_ranks_of_several_nodes_are_counted_together(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch(["infer.tp_size=8"], of_two_ranks(0) | {"LOCAL_WORLD_SIZE": "1"}) == 2
+    assert "as many nodes and ranks on each (--nproc_per_node) as make 8" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["infer.tp_size=3", "infer.pp_size=50"])
+def test_what_the_model_refuses_is_said_before_ranks_are_asked_for(
+    key: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch([key], {}) == 2
+    assert "tiny-chat: use " in capfd.readouterr().err
 
 
 def test_other_ranks_are_silent_and_do_not_end_before_rank_0_has_spoken(

@@ -108,7 +108,10 @@ def test_llm_under_torchrun_with_too_many_ranks_is_refused_on_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
-        with pytest.raises(ConfigError, match=r"torchrun started 2 ranks .* use --nproc_per_node 1"):
+        with pytest.raises(
+            ConfigError, match=r"torchrun started 2 ranks .* use --nproc_per_node 1"
+        ):
             LLM("models=tiny-chat", "infer.device=cpu")

@@ -173,15 +173,28 @@ def serve(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_worker_that_lacks_a_tensor_names_it(tmp_path: Path) -> None:
-    """The second stage alone looks for the last layers."""
+@pytest.mark.parametrize(("layer", "rank"), [(0, 0), (6, 1)])
+def test_a_rank_that_lacks_a_tensor_names_it(tmp_path: Path, layer: int, rank: int) -> None:
+    """Each stage looks for its own layers; the other one is still loading, or has loaded."""
     folder = tmp_path / "model"
     shutil.copytree(TINY_CHAT, folder)
-    lost = "model.layers.6.mlp.down_proj.weight"
+    lost = f"model.layers.{layer}.mlp.down_proj.weight"
     (file,) = folder.glob("*.safetensors")
     save_file({n: t for n, t in load_file(file).items() if n != lost}, file)
     keys = ("models=auto", f"models.ckpt_dir={folder}", *KEYS[1:], "infer.pp_size=2")
-    assert_said_by_rank_1(serve(tmp_path, *keys), f"1 missing ({lost})")
+    assert_said_of_rank(rank, serve(tmp_path, *keys), f"1 missing ({lost})")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_that_no_rank_can_read_is_named_once(tmp_path: Path, layout: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_CHAT, folder)
+    (file,) = folder.glob("*.safetensors")
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+    keys = ("models=auto", f"models.ckpt_dir={folder}", *KEYS[1:], *LAYOUTS[layout])
+    assert_said_of_rank(0, serve(tmp_path, *keys), f"{file} is truncated or damaged")
 
 
 @pytest.mark.slow
@@ -200,15 +213,15 @@ def test_a_worker_whose_file_is_cut_short_names_it(tmp_path: Path) -> None:
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size // 2)
     keys = ("models=auto", f"models.ckpt_dir={folder}", *keys)
-    assert_said_by_rank_1(serve(tmp_path, *keys), file.name)
+    assert_said_of_rank(1, serve(tmp_path, *keys), file.name)
 
 
-def assert_said_by_rank_1(done: subprocess.CompletedProcess[str], says: str) -> None:
-    """Rank 0 said it in one line and ended with 2; the worker's log has it too."""
+def assert_said_of_rank(rank: int, done: subprocess.CompletedProcess[str], says: str) -> None:
+    """Rank 0 said it in one line, whichever rank it is about, and ended with 2."""
     assert done.returncode != 0
     (line,) = (s for s in done.stderr.splitlines() if s.startswith("chitu_like: "))
     assert says in line
-    assert line.endswith("(rank 1)")
+    assert line.endswith("(rank 1)") == (rank == 1)
     assert re.search(r"rank +: 0 \(local_rank: 0\)\s+exitcode +: 2", done.stderr)
     assert f'File "{REPO}' not in done.stderr  # no trace of ours
 
@@ -217,7 +230,8 @@ def assert_said_by_rank_1(done: subprocess.CompletedProcess[str], says: str) -> 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        (("infer.tp_size=3",), "torchrun started 2 ranks"),
+        (("infer.tp_size=4",), "torchrun started 2 ranks"),
+        (("infer.tp_size=3",), "use 1, 2, 4 or 8"),
         (("infer.pp_size=2", "infer.pp_layer_partition=[1,2]"), "add up to 8"),
         (("infer.tp_size=2", "infer.memory_utilisation=1"), "infer.memory_utilization"),
     ],
