@@ -14,8 +14,8 @@ from chitu_like.distributed.collectives import TorchGroup
 from chitu_like.ops.triton import all_reduce as kernels
 from chitu_like.ops.triton.all_reduce import (
     EMPTY_BYTE,
+    MAX_PROGRAMS,
     NUM_PARITIES,
-    NUM_PROGRAMS,
     PeerMemory,
     Shots,
 )
@@ -53,6 +53,7 @@ class SymmetricGroup(TorchGroup):
         longest: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(group)
+        num_programs = self._num_programs(device)
         self._buffer = symmetric_memory.empty(BUFFER_BYTES, dtype=torch.uint8, device=device)
         self._buffer.fill_(EMPTY_BYTE)
         torch.cuda.synchronize(device)  # rendezvous is where all wait for all: it is empty by then
@@ -65,12 +66,18 @@ class SymmetricGroup(TorchGroup):
         offset = self._buffer.data_ptr() - starts[self.rank]
         self._memory = PeerMemory(
             peers=torch.tensor([start + offset for start in starts], device=device),
-            parities=torch.zeros(NUM_PROGRAMS, dtype=torch.int32, device=device),
+            parities=torch.zeros(num_programs, dtype=torch.int32, device=device),
             rank=self.rank,
             world_size=self.size,
             slot_bytes=slot_bytes(self.size),
         )
         self._longest = longest or LONGEST[self.size]
+
+    def _num_programs(self, device: torch.device) -> int:
+        """Programs of a call: as many as run at once on the smallest of the devices."""
+        num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+        everyones = self.all_gather(torch.tensor([num_processors], device=device))
+        return min(MAX_PROGRAMS, int(everyones.min()) // self.size * self.size)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """See Group."""

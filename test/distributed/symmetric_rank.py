@@ -73,7 +73,7 @@ def check_others_go_through_nccl(group: SymmetricGroup) -> None:
 def check_norm(group: SymmetricGroup, dtype: torch.dtype) -> None:
     """The fused kernel is the all-reduce, and then the op."""
     torch.manual_seed(23 + group.rank)
-    for num_tokens, hidden_size in ((1, 8192), (33, 5120), (129, 1024)):
+    for num_tokens, hidden_size in ((1, 8192), (33, 5120), (129, 1024), (7, 64)):
         x = drawn((num_tokens, hidden_size), dtype)
         residual = group.broadcast(drawn((num_tokens, hidden_size), dtype), 0)
         weight = group.broadcast(drawn((hidden_size,), dtype), 0)

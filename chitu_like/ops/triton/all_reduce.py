@@ -36,8 +36,9 @@ EMPTY = tl.constexpr(-1)
 EMPTY_BYTE = 0xFF
 NUM_PARITIES = 2
 VECTOR_BYTES = 16  # of one load or store; messages are whole vectors
-NUM_PROGRAMS = 128
+MAX_PROGRAMS = 128
 MAX_WARPS = 16
+WARP_BYTES = 32 * VECTOR_BYTES
 MAX_WIDTH = 8192  # a wider row needs more registers than a program has
 _BITS = {torch.bfloat16: tl.int16, torch.float16: tl.int16, torch.float32: tl.int32}
 
@@ -57,7 +58,10 @@ def _memory_of(peers, rank, BITS: tl.constexpr):
 
 @triton.jit
 def _wait_for(pointers, mask):
-    """Bits that have come, all of them; leave EMPTY behind. Masked elements are 0."""
+    """Bits that have come, all of them; leave EMPTY behind. Masked elements are 0.
+
+    Each element must be one thread's: two could see it at different times, and only one is asked.
+    """
     bits = tl.load(pointers, mask=mask, other=0, volatile=True)
     while tl.max(tl.ravel(bits == EMPTY).to(tl.int32), axis=0) != 0:
         bits = tl.load(pointers, mask=mask, other=0, volatile=True)
@@ -183,7 +187,8 @@ class PeerMemory:
         peers: [world_size] int64, the address of each rank's buffer as this device sees it; a buffer
             is NUM_PARITIES * world_size * slot_bytes long, 16-byte aligned, and full of EMPTY_BYTE at
             first.
-        parities: [NUM_PROGRAMS] int32, zeros at first.
+        parities: [number of programs] int32, zeros at first; as many on all ranks, a multiple of
+            world_size, and no more than run at once on any of them.
         rank, world_size: of this process in the group; 2, 4 or 8 ranks.
         slot_bytes: the longest message of one shot; a power of two.
     """
@@ -221,7 +226,9 @@ def supports(x: Tensor) -> bool:
 
 def supports_norm(x: Tensor) -> bool:
     """Whether a norm of x's rows may follow in the same kernel."""
-    return supports(x) and x.shape[-1] * x.itemsize % VECTOR_BYTES == 0 and x.shape[-1] <= MAX_WIDTH
+    width, row_bytes = x.shape[-1], x.shape[-1] * x.itemsize
+    is_row_taken = row_bytes >= WARP_BYTES and row_bytes % VECTOR_BYTES == 0 and width <= MAX_WIDTH
+    return supports(x) and is_row_taken
 
 
 def all_reduce(x: Tensor, shots: Shots, memory: PeerMemory) -> Tensor:
@@ -234,7 +241,7 @@ def all_reduce(x: Tensor, shots: Shots, memory: PeerMemory) -> Tensor:
     """
     # A row is what a program takes at once. Short ones spread a message over many programs, long
     # ones have them wait less often: on H200s, 2 KiB were best up to 256 KiB and 4 KiB beyond.
-    row_bytes = 2048 if x.nbytes <= 2048 * NUM_PROGRAMS else 4096
+    row_bytes = 2048 if x.nbytes <= 2048 * MAX_PROGRAMS else 4096
     _launch(x, None, None, x, 0.0, row_bytes // x.itemsize, shots, memory)
     return x
 
@@ -271,7 +278,8 @@ def _launch(
     if x.nbytes > max_message_bytes(shots, memory.world_size, memory.slot_bytes):
         raise ValueError(f"{x.nbytes} bytes are more than {shots} takes")
     block = triton.next_power_of_2(width)
-    _kernel[(NUM_PROGRAMS,)](
+    num_warps = min(MAX_WARPS, block * x.itemsize // WARP_BYTES)  # a vector a thread, or several
+    _kernel[(len(memory.parities),)](
         x,
         residual,
         weight,
@@ -288,5 +296,5 @@ def _launch(
         BITS=_BITS[x.dtype],
         TWO_SHOTS=shots is Shots.TWO,
         HAS_NORM=residual is not None,
-        num_warps=min(MAX_WARPS, max(1, block * x.itemsize // 512)),  # one vector a thread
+        num_warps=num_warps,
     )
