@@ -25,6 +25,9 @@ from chitu_like.distributed.wire import Wire, frame_of, parse_address
 ToWorker = TypeVar("ToWorker")
 FromWorker = TypeVar("FromWorker")
 
+TOLD_TIMEOUT_S = 1.0
+"""From the leader's end until `receive` has raised, where a worker waits in it."""
+
 
 class LeaderChannel(Generic[ToWorker, FromWorker]):
     """The leader's end. It listens, beats and reads from the start; one thread uses the methods.
@@ -76,7 +79,7 @@ class LeaderChannel(Generic[ToWorker, FromWorker]):
             raise self._watch.loss
 
     def send(self, message: ToWorker) -> None:
-        """Send to every worker, in the order of the calls. All must be in (`accept`).
+        """Send to every worker, in the order of the calls. Those not in yet (`accept`) miss it.
 
         Raises:
             PeerError: a worker is lost.
@@ -85,7 +88,7 @@ class LeaderChannel(Generic[ToWorker, FromWorker]):
         if self._watch.loss is not None:
             raise self._watch.loss
         frame = frame_of(self._encoder.encode(message))
-        for rank in self._watch.wires:
+        for rank in list(self._watch.wires):  # a goodbye may be said while some still come in
             self._send_to(rank, frame)
 
     def receive(self, timeout_s: float | None = None) -> tuple[int, FromWorker]:
@@ -153,6 +156,7 @@ class WorkerChannel(Generic[ToWorker, FromWorker]):
         self._on_lost = on_lost
         self._is_receiving = False
         self._is_closing = False
+        self._is_settled = threading.Event()  # whoever uses the channel knows of its end
         self._loss = "connection closed"
         self._thread = threading.Thread(target=self._watch, name="leader-watch", daemon=True)
         self._thread.start()
@@ -202,10 +206,10 @@ class WorkerChannel(Generic[ToWorker, FromWorker]):
         try:
             while not (payload := self._wire.parser.next_payload()):
                 if payload is None and not self._wire.read():
-                    raise PeerError(f"the instance's leader is lost: {self._loss}")
+                    raise self._lost()
             message = self._decoder.decode(payload)
         except OSError:
-            raise PeerError(f"the instance's leader is lost: {self._loss}") from None
+            raise self._lost() from None
         except (msgspec.DecodeError, ValueError) as error:
             raise PeerError(f"the instance's leader sent no message of ours: {error}") from None
         self._is_receiving = False
@@ -221,6 +225,7 @@ class WorkerChannel(Generic[ToWorker, FromWorker]):
     def close(self) -> None:
         """Close this end, as is right at once when the leader said to stop; it is waiting for that."""
         self._is_closing = True
+        self._is_settled.set()
         self._wire.hang_up()
         self._thread.join()
         self._wire.close()
@@ -233,8 +238,14 @@ class WorkerChannel(Generic[ToWorker, FromWorker]):
         self._loss = loss
         was_receiving = self._is_receiving
         self._wire.hang_up()
-        if not was_receiving:
+        # A last message may have come with the end, and sent whoever received it off to compute.
+        if not was_receiving or not self._is_settled.wait(TOLD_TIMEOUT_S):
             self._on_lost(loss)
+
+    def _lost(self) -> PeerError:
+        """What `receive` raises."""
+        self._is_settled.set()
+        return PeerError(f"the instance's leader is lost: {self._loss}")
 
     def _wait_for_loss(self) -> str:
         ends = select.poll()

@@ -531,6 +531,23 @@ def test_workers_end_when_the_leader_goes_without_a_word(
     assert [worker.returncode for worker in workers] == [code, code]
 
 
+def test_a_leader_that_goes_right_behind_an_order_is_noticed(
+    open_leader: Callable[..., Leader], connect: Callable[..., Worker], losses: Losses
+) -> None:
+    leader = open_leader()
+    worker = connect(leader, on_lost=losses)
+    leader.accept(WAIT_S)
+    received: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    computing = threading.Thread(target=lambda: received.put(worker.receive()))
+    computing.start()
+    order = Ask(1, bytes(8_000_000))  # so long that the end has come before all of it is read
+    leader.send(order)
+    leader.close()
+    assert received.get(timeout=WAIT_S) == order
+    assert losses.next() == ("connection closed",)
+    computing.join()
+
+
 LEADER = """
 import sys, time
 from distributed.channel_worker import Answer, Ask, Compute
