@@ -56,7 +56,7 @@ class EngineEndpoint:
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.bind(address)
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._secret = secret
+        self._secret = secret.encode()
         self._front_end: bytes | None = None
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
@@ -94,13 +94,17 @@ class EngineEndpoint:
             except (msgspec.DecodeError, ValueError) as error:
                 logger.error("dropped a malformed message: %s", error)
                 continue
-            if isinstance(message, Hello) and hmac.compare_digest(message.secret, self._secret):
+            if isinstance(message, Hello) and self._is_right(message.secret):
                 self._front_end = peer
                 return message
             if peer == self._front_end:
                 return message
             logger.error("dropped a message from a peer without the secret")
         return None
+
+    def _is_right(self, secret: str) -> bool:
+        """Compare bytes: of texts, hmac takes ASCII alone."""
+        return hmac.compare_digest(secret.encode(), self._secret)
 
 
 def serve(engine: Engine, endpoint: EngineEndpoint) -> None:

@@ -138,7 +138,7 @@ def test_garbage_is_dropped_and_the_next_request_works(peer: Peer):
     assert peer.collect("good")[0] == expected_output([1], 2)
 
 
-@pytest.mark.parametrize("secret", ["wrong", ""])
+@pytest.mark.parametrize("secret", ["wrong", "", "r\u012bght"])
 def test_a_stranger_is_not_heard(served: Served, secret: str):
     stranger = Peer(served.address)
     stranger.send(Hello(secret))
