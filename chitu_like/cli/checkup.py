@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections import Counter
@@ -15,10 +16,11 @@ from chitu_like.checkpoint.files import WeightFiles, WeightFormat, find_weight_f
 from chitu_like.checkpoint.loader import match_tensors
 from chitu_like.checkpoint.preprocessed import check_rank_file
 from chitu_like.checkpoint.reader import open_checkpoint
-from chitu_like.config.device_facts import GIB
+from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import ChituError, ConfigError
 from chitu_like.core.manifest import find_manifest
+from chitu_like.layout import placement_of
 from chitu_like.model_files import ModelFiles, load_text
 from chitu_like.models.build import build_model
 from chitu_like.scheduler.policy import Ordering
@@ -40,10 +42,20 @@ class Finding:
     is_fault: bool = False
 
 
-def check_up(config: ServeConfig, files: ModelFiles, options: RunnerOptions) -> list[Finding]:
-    """Run every check; none loads a weight."""
+def check_up(
+    config: ServeConfig, files: ModelFiles, options: RunnerOptions, facts: DeviceFacts
+) -> list[Finding]:
+    """Run every check; none loads a weight.
+
+    Args:
+        config: of the service.
+        files: of the model.
+        options: of a rank that holds all of the model.
+        facts: of this machine.
+    """
     return [
         _look("architecture", lambda: _architecture(options)),
+        _look("ranks", lambda: _ranks(config, options, facts)),
         _look("weights", lambda: _weights(config, options)),
         _look("tokenizer", lambda: _tokenizer(files)),
         _look("scheduler", lambda: _scheduler(config)),
@@ -69,6 +81,23 @@ def _architecture(options: RunnerOptions) -> str:
         f"{spec.num_heads} heads over {spec.num_kv_heads} KV heads, vocabulary of "
         f"{spec.vocab_size}, {size} parameters"
     )
+
+
+def _ranks(config: ServeConfig, options: RunnerOptions, facts: DeviceFacts) -> str:
+    """How many there are, what each holds, and whether this machine has room for all."""
+    infer, num_ranks = config.infer, config.num_ranks
+    if num_ranks == 1:
+        return "1, which holds the whole model"
+    found = f"{num_ranks}: deploy.replicas={config.deploy.replicas} x tp {infer.tp_size} x pp "
+    found += str(infer.pp_size)
+    if infer.pp_size > 1:
+        stages = placement_of(config, options.spec).instances[0].stages
+        found += f" ({'+'.join(str(len(stage.layers)) for stage in stages)} layers)"
+    if facts.device == "cpu":
+        return f"{found}, sharing the cores and the memory of this machine"
+    num_nodes = math.ceil(num_ranks / facts.num_devices)
+    nodes = "on this node" if num_nodes == 1 else f"on {num_nodes} nodes like this one"
+    return f"{found}, a GPU each: {nodes}"
 
 
 def _weights(config: ServeConfig, options: RunnerOptions) -> str:

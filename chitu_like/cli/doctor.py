@@ -27,12 +27,14 @@ def run(prog: str, arguments: Sequence[str]) -> int:
         prog,
         "Find out whether a configuration would start, without loading a weight: the machine, "
         "what every `auto` becomes and why, where the memory goes, the checkpoint's files and "
-        "headers, the tokenizer, the port. A model of config/models/ needs no folder. Exit code 0: "
+        "headers, the tokenizer, the port. Ranks that this machine has no devices for are taken "
+        "to have devices like its own. A model of config/models/ needs no folder. Exit code 0: "
         "it fits; 2: it does not, and one line says why.",
         [
             prog,
             f"{prog} models=llama-3-8b infer.max_seq_len=8192",
             f"{prog} models=auto models.ckpt_dir=/models/Qwen3-0.6B dtype=bfloat16",
+            f"{prog} models=llama-3-70b infer.tp_size=4 infer.pp_size=2",
         ],
     )
     parser.add_overrides()
@@ -67,20 +69,22 @@ def _examine(config: ServeConfig, console: Console) -> int:
     _print(console, "machine", describe_machine(facts))
     _print(console, "optional packages", describe_packages())
     resolved = resolve(config, facts, files.spec)
-    fit = fit_memory(resolved, files.spec, facts)
-    findings = check_up(config, files, runner_options(resolved, files.spec))
+    findings = check_up(config, files, runner_options(resolved, files.spec), facts)
     _print(console, "checks", [(f.name, f"{'!! ' * f.is_fault}{f.detail}") for f in findings])
+    fit = fit_memory(resolved, files.spec, facts)
     _print(console, "configuration (the rest is at its default)", _settings(fit.resolved))
-    console.print(memory_table([fit.memory], fit.resolved, fit.num_host_blocks))
+    console.print(memory_table(fit.memories, fit.resolved, fit.num_host_blocks))
     faults = [finding for finding in findings if finding.is_fault]
     if fit.fault is not None:
         raise CapacityError(f"{config.models.name} does not fit: {fit.fault}")
     if faults:
         names = ", ".join(finding.name for finding in faults)
         raise ConfigError(f"{config.models.name} would not start ({names}): {faults[0].detail}")
+    replicas = config.deploy.replicas
     console.print(
         f"[bold]{config.models.name} fits[/bold]: {fit.resolved.max_reqs} requests at once, "
         f"{fit.resolved.max_seq_len} tokens each at most"
+        f"{f', in each of {replicas} instances' if replicas > 1 else ''}"
     )
     return DONE
 

@@ -94,7 +94,7 @@ class LinkedStage(Stage):
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
         # The leader submits no batch before it has collected the one so many earlier, which has by
         # then been through all stages: waiting for it takes no time.
-        self._num_in_flight = self._size + 1
+        self._num_in_flight = most_in_flight(self._size)
 
     def await_tokens(self, batch: ScheduledBatch, slots: Slots) -> None:
         """See Stage."""
@@ -137,7 +137,9 @@ class LinkedStage(Stage):
         """See Stage."""
         if self._rank == self._size - 1:
             return 0
-        return self._num_in_flight * num_tokens * self._hidden_size * self._dtype.itemsize
+        return most_sent_bytes(
+            self._size, num_tokens=num_tokens, hidden_size=self._hidden_size, dtype=self._dtype
+        )
 
     def forget(self) -> None:
         """See Stage."""
@@ -152,6 +154,18 @@ class LinkedStage(Stage):
         self._sent.append((work, tensor))
         while len(self._sent) > self._num_in_flight:
             self._sent.popleft()[0].wait()
+
+
+def most_in_flight(num_stages: int) -> int:
+    """Batches that are submitted and not collected: one a stage, and one planned meanwhile."""
+    return num_stages + 1
+
+
+def most_sent_bytes(
+    num_stages: int, *, num_tokens: int, hidden_size: int, dtype: torch.dtype
+) -> int:
+    """Bytes of hidden states that a stage before the last keeps until they have left, at most."""
+    return most_in_flight(num_stages) * num_tokens * hidden_size * dtype.itemsize
 
 
 def _queue_receive(tensor: Tensor, group: dist.ProcessGroup, sender: int) -> dist.Work:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import shutil
 import socket
 from dataclasses import replace
@@ -13,9 +14,12 @@ from chitu_like.cli.fit import fit_memory
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.load import load_config
 from chitu_like.config.resolve import resolve
+from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.instance import runner_options
+from chitu_like.layout import placement_of
 from chitu_like.model_files import read_model_files
 from chitu_like.worker import device
+from chitu_like.worker.model_runner import ModelRunner
 
 FACTS = DeviceFacts(
     device="cpu",
@@ -26,6 +30,9 @@ FACTS = DeviceFacts(
     num_devices=1,
     num_cpu_cores=4,
     supports_bf16=True,
+)
+TWO_GPUS = replace(
+    FACTS, device="cuda", name="H", memory_bytes=80 * GIB, free_bytes=70 * GIB, num_devices=2
 )
 PORT = "serve.port=0"
 
@@ -139,7 +146,7 @@ def test_the_estimate_is_what_the_runner_plans() -> None:
     spec = read_model_files(config).spec
     fit = fit_memory(resolve(config, FACTS, spec), spec, FACTS)
     with LLM(*overrides, progress=False) as llm:
-        assert llm.info.num_blocks == fit.memory.num_blocks
+        assert [llm.info.num_blocks] == [memory.num_blocks for memory in fit.memories]
         assert (llm.info.max_reqs, llm.info.max_seq_len) == (
             fit.resolved.max_reqs,
             fit.resolved.max_seq_len,
@@ -150,21 +157,27 @@ def test_every_check_has_its_finding() -> None:
     config = load_config(["models=tiny-chat", PORT])
     files = read_model_files(config)
     options = runner_options(resolve(config, FACTS, files.spec), files.spec)
-    names = [finding.name for finding in check_up(config, files, options)]
-    assert names == ["architecture", "weights", "tokenizer", "scheduler", "port", "log_dir"]
+    names = [finding.name for finding in check_up(config, files, options, FACTS)]
+    assert names == [
+        "architecture",
+        "ranks",
+        "weights",
+        "tokenizer",
+        "scheduler",
+        "port",
+        "log_dir",
+    ]
 
 
 def test_on_cuda_what_others_hold_is_not_ours(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cuda = replace(
-        FACTS, device="cuda", name="H", memory_bytes=80 * GIB, free_bytes=70 * GIB, num_devices=2
-    )
+    cuda = TWO_GPUS
     monkeypatch.setattr(device, "device_facts", lambda *arguments: cuda)
     config = load_config(["models=llama-3-8b", "models.load_format=dummy"])
     spec = read_model_files(config).spec
     resolved = resolve(config, cuda, spec)
-    memory = fit_memory(resolved, spec, cuda).memory
+    (memory,) = fit_memory(resolved, spec, cuda).memories
     assert memory.other_bytes == 10 * GIB
     taken = memory.weight_bytes + memory.activation_bytes + memory.other_bytes
     assert memory.kv_bytes + taken <= 72 * GIB < memory.kv_bytes + taken + memory.bytes_per_block
@@ -173,3 +186,50 @@ def test_on_cuda_what_others_hold_is_not_ours(
     assert "cuda: H" in printed
     assert "2 visible" in printed
     assert "4.00 GiB" in printed  # the swap space
+
+
+def test_every_rank_is_planned_with_its_own_share() -> None:
+    """Weights and blocks are what the rank's own runner finds, stage by stage."""
+    keys = ["infer.tp_size=2", "infer.pp_size=2", "infer.pp_layer_partition=[5,3]"]
+    config = load_config(["models=tiny-chat", "infer.device=cpu", *keys])
+    spec = read_model_files(config).spec
+    resolved = resolve(config, FACTS, spec)
+    planned = fit_memory(resolved, spec, FACTS).memories
+    instance = placement_of(config, spec).instances[0]
+    found = []
+    for pp_rank, tp_rank in itertools.product(range(2), range(2)):
+        place = ParallelContext.detached(instance, pp_rank=pp_rank, tp_rank=tp_rank)
+        runner = ModelRunner.build(replace(runner_options(resolved, spec), parallel=place))
+        runner.load(load_format="none")
+        memory = runner.plan_memory()
+        found.append((memory.weight_bytes, memory.bytes_per_block))
+    assert [(memory.weight_bytes, memory.bytes_per_block) for memory in planned] == found
+    assert len(set(found)) == 2
+
+
+def test_replicas_on_a_cpu_share_its_memory() -> None:
+    small = replace(FACTS, free_bytes=GIB)
+    blocks = []
+    for replicas in (1, 3):
+        config = load_config(["models=tiny-chat", f"deploy.replicas={replicas}"])
+        spec = read_model_files(config).spec
+        (memory,) = fit_memory(resolve(config, small, spec), spec, small).memories
+        blocks.append(memory.num_blocks)
+    assert 3 * blocks[1] * memory.bytes_per_block < GIB
+    assert blocks[1] < blocks[0]
+
+
+def test_a_model_that_one_device_cannot_hold_fits_on_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device, "device_facts", lambda *arguments: TWO_GPUS)
+    words = ["doctor", "models=llama-2-70b", PORT, "infer.max_seq_len=4096"]
+    assert main(words) == 2
+    assert "the weights take 128.48 GiB" in capsys.readouterr().err
+    assert main([*words, "infer.tp_size=2", "infer.pp_size=2", "deploy.replicas=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "8: deploy.replicas=2 x tp 2 x pp 2 (40+40 layers), a GPU each: on 4 nodes" in printed
+    assert "memory on cuda, each of 4 ranks" in printed
+    assert printed.rstrip().endswith("in each of 2 instances")
+    assert main([*words, "infer.tp_size=3"]) == 2
+    assert "use 1, 2, 4, 8" in capsys.readouterr().err
