@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from chitu_like.cluster.placement import Placement, balanced_partition
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.model_spec import ModelSpec
@@ -14,11 +16,16 @@ def placement_of(config: ServeConfig, spec: ModelSpec) -> Placement:
         config: checked against `spec` by `config/parallel.py`.
         spec: of the model.
     """
-    infer = config.infer
-    head_layers = spec.vocab_size * spec.hidden_size / spec.layer_parameters()
-    partition = infer.pp_layer_partition or balanced_partition(
-        spec.num_layers, infer.pp_size, head_layers
-    )
     return Placement.uniform(
-        num_instances=config.deploy.replicas, tp_size=infer.tp_size, layer_partition=partition
+        num_instances=config.deploy.replicas,
+        tp_size=config.infer.tp_size,
+        layer_partition=layer_partition_of(config, spec),
+    )
+
+
+def layer_partition_of(config: ServeConfig, spec: ModelSpec) -> Sequence[int]:
+    """Layers of each stage: as asked for, else balanced."""
+    head_layers = spec.vocab_size * spec.hidden_size / spec.layer_parameters()
+    return config.infer.pp_layer_partition or balanced_partition(
+        spec.num_layers, config.infer.pp_size, head_layers
     )

@@ -12,6 +12,7 @@ from chitu_like.config.preprocessed import check_preprocessed
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import CheckpointError
 from chitu_like.core.model_spec import ModelSpec
+from chitu_like.layout import layer_partition_of
 from chitu_like.server.chat_template import ChatTemplate
 from chitu_like.server.tokenizer import Tokenizer
 from chitu_like.server.tokenizer_files import find_tokenizer_files, require_tokenizer_files
@@ -56,7 +57,7 @@ def read_model_files(config: ServeConfig) -> ModelFiles:
     spec = read_model_spec(config.models)
     # Before any rank waits for another: all of them refuse alike, and the first says why.
     check_layout(config, spec)
-    check_preprocessed(config, spec)
+    check_preprocessed(config, spec, layer_partition_of(config, spec))
     defaults = read_generation_defaults(config.models.ckpt_dir)
     eos_token_ids = defaults.eos_token_ids or spec.eos_token_ids
     return ModelFiles(

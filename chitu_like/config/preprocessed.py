@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from chitu_like.config.schema import Dtype, ServeConfig
-from chitu_like.config.section import show
 from chitu_like.core.errors import ConfigError
-from chitu_like.core.manifest import Manifest, digest_of_spec, find_manifest
+from chitu_like.core.manifest import Manifest, digest_of_spec, find_manifest, keys_of_layout
 from chitu_like.core.model_spec import ModelSpec
 
 
@@ -40,8 +40,15 @@ def find_preprocessed(config: ServeConfig) -> Manifest | None:
     return manifest
 
 
-def check_preprocessed(config: ServeConfig, spec: ModelSpec) -> None:
+def check_preprocessed(
+    config: ServeConfig, spec: ModelSpec, layer_partition: Sequence[int]
+) -> None:
     """Compare the folder, where it is preprocessed, with what is to be served from it.
+
+    Args:
+        config: what is asked for.
+        spec: of the model.
+        layer_partition: layers of each stage to be served.
 
     Raises: as `find_preprocessed`; ConfigError, in one line that says what the folder is for and
         which keys ask for that.
@@ -49,15 +56,9 @@ def check_preprocessed(config: ServeConfig, spec: ModelSpec) -> None:
     manifest = find_preprocessed(config)
     if manifest is None:
         return
-    folder, infer = config.models.ckpt_dir, config.infer
-    partition = infer.pp_layer_partition
-    is_same_layout = (infer.tp_size, infer.pp_size) == (manifest.tp_size, manifest.pp_size) and (
-        manifest.is_even if partition is None else tuple(partition) == manifest.layer_partition
-    )
-    if not is_same_layout:
-        asked = f"infer.tp_size={infer.tp_size} infer.pp_size={infer.pp_size}"
-        if partition is not None:
-            asked += f" infer.pp_layer_partition={show(partition)}"
+    folder = config.models.ckpt_dir
+    asked = keys_of_layout(config.infer.tp_size, layer_partition)
+    if asked != manifest.keys:
         raise ConfigError(
             f"{folder} was written for {manifest.keys}, not for {asked}: set the keys that it was "
             "written for, or preprocess the checkpoint again"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -94,18 +95,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return _digest(msgspec.json.encode(msgspec.structs.asdict(self), order="sorted"))
 
     @property
-    def is_even(self) -> bool:
-        """Whether the stages are those of a configuration without infer.pp_layer_partition."""
-        partition = self.layer_partition
-        return partition[0] - partition[-1] <= 1 and list(partition) == sorted(partition)[::-1]
-
-    @property
     def keys(self) -> str:
         """The keys that ask for this layout, as users type them."""
-        keys = f"infer.tp_size={self.tp_size} infer.pp_size={self.pp_size}"
-        if self.is_even:
-            return keys
-        return f"{keys} infer.pp_layer_partition=[{','.join(map(str, self.layer_partition))}]"
+        return keys_of_layout(self.tp_size, self.layer_partition)
 
     def places(self) -> list[tuple[int, int]]:
         """(pp_rank, tp_rank) of every rank, in the order of the ranks."""
@@ -125,6 +117,14 @@ class Manifest(Plan, frozen=True, kw_only=True):
     """
 
     ranks: tuple[RankFile, ...]
+
+
+def keys_of_layout(tp_size: int, layer_partition: Sequence[int]) -> str:
+    """The keys that ask for a layout, whatever another version would balance by itself."""
+    keys = f"infer.tp_size={tp_size} infer.pp_size={len(layer_partition)}"
+    if len(layer_partition) == 1:
+        return keys
+    return f"{keys} infer.pp_layer_partition=[{','.join(map(str, layer_partition))}]"
 
 
 _T = TypeVar("_T", bound=Plan)

@@ -503,10 +503,13 @@ def test_a_manifest_of_others_is_none_and_a_broken_one_is_named(tmp_path, conten
 
 
 @pytest.mark.parametrize(
-    ("partition", "is_even"),
-    [((4,), True), ((2, 2), True), ((3, 2, 2), True), ((2, 3), False), ((3, 1), False)],
+    ("partition", "keys"),
+    [
+        ((4,), "infer.tp_size=1 infer.pp_size=1"),
+        ((3, 1), "infer.tp_size=1 infer.pp_size=2 infer.pp_layer_partition=[3,1]"),
+    ],
 )
-def test_the_partition_is_named_where_nobody_would_guess_it(partition, is_even):
+def test_the_keys_that_ask_for_a_folder_name_the_partition_of_stages(partition, keys):
     manifest = Manifest(
         architecture="LlamaForCausalLM",
         spec="",
@@ -517,5 +520,4 @@ def test_the_partition_is_named_where_nobody_would_guess_it(partition, is_even):
         dtype="float32",
         ranks=(),
     )
-    assert manifest.is_even is is_even
-    assert ("pp_layer_partition" in manifest.keys) is not is_even
+    assert manifest.keys == keys

@@ -18,6 +18,7 @@ from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.core.errors import CheckpointError, ChituError, ConfigError
 from chitu_like.core.manifest import Manifest, RankFile, digest_of_spec
 from chitu_like.core.model_spec import ModelSpec
+from chitu_like.layout import layer_partition_of
 
 CPU = DeviceFacts(
     device="cpu",
@@ -62,7 +63,7 @@ def resolved(
     config = load_config(["models=auto", f"models.ckpt_dir={folder}", *words], environ={})
     config = replace(config, infer=replace(config.infer, tp_size=tp, pp_size=pp))
     spec = ModelSpec.from_folder(folder)
-    check_preprocessed(config, spec)
+    check_preprocessed(config, spec, layer_partition_of(config, spec))
     return resolve(config, facts, spec)
 
 
@@ -122,14 +123,14 @@ def test_skip_preprocess_without_weights_is_refused(tmp_path: Path) -> None:
             (),
             {"tp": 2, "pp": 2},
             "infer.tp_size=2 infer.pp_size=1",
-            "infer.tp_size=2 infer.pp_size=2",
+            "infer.tp_size=2 infer.pp_size=2 infer.pp_layer_partition=[5,3]",
         ),
         (
             {"layer_partition": (3, 5)},
             (),
             {"pp": 2},
             "infer.tp_size=1 infer.pp_size=2 infer.pp_layer_partition=[3,5]",
-            "infer.tp_size=1 infer.pp_size=2",
+            "infer.tp_size=1 infer.pp_size=2 infer.pp_layer_partition=[5,3]",
         ),
     ],
 )
@@ -149,7 +150,10 @@ def test_another_layout_is_refused_with_the_keys(
 
 
 def test_the_layout_that_it_was_written_for_is_taken(tmp_path: Path) -> None:
-    assert resolved(make_folder(tmp_path, layer_partition=(4, 4)), pp=2).dtype == "float32"
+    automatic = make_folder(tmp_path, layer_partition=(5, 3))  # the head is work for the last
+    assert resolved(automatic, pp=2).dtype == "float32"
+    asked_for = make_folder(tmp_path, layer_partition=(4, 4))
+    assert resolved(asked_for, "infer.pp_layer_partition=[4,4]", "infer.pp_size=2", pp=2)
     assert resolved(make_folder(tmp_path, tp_size=2), tp=2).dtype == "float32"
 
 
@@ -169,9 +173,9 @@ def test_another_shape_is_refused_and_another_rope_is_not(tmp_path: Path) -> Non
     spec = ModelSpec.from_folder(tmp_path)
     config = load_config(["models=auto", f"models.ckpt_dir={tmp_path}"], environ={})
     longer = replace(spec, max_position_embeddings=spec.max_position_embeddings * 2)
-    check_preprocessed(config, longer)
+    check_preprocessed(config, longer, [8])
     with pytest.raises(ConfigError, match=r"of another shape than its config\.json now gives"):
-        check_preprocessed(config, replace(spec, intermediate_size=spec.intermediate_size + 1))
+        check_preprocessed(config, replace(spec, intermediate_size=spec.intermediate_size + 1), [8])
 
 
 def test_another_quantisation_is_refused(tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_another_quantisation_is_refused(tmp_path: Path) -> None:
     config = load_config(["models=auto", f"models.ckpt_dir={tmp_path}"], environ={})
     spec = ModelSpec.from_folder(tmp_path)
     with pytest.raises(ConfigError, match="was written with quant=gptq: leave quant=awq out"):
-        check_preprocessed(replace(config, quant="awq"), spec)
+        check_preprocessed(replace(config, quant="awq"), spec, [8])
 
 
 def test_a_half_written_folder_is_refused(tmp_path: Path) -> None:
