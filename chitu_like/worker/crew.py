@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from chitu_like.core.errors import PeerError
@@ -21,11 +22,15 @@ from chitu_like.worker.messages import (
     Planned,
     Prepare,
     Prepared,
+    Stop,
     ToWorker,
 )
 from chitu_like.worker.torchrun_executor import TorchrunExecutor
 
 Answer = TypeVar("Answer", bound=FromWorker)
+
+DISMISSAL_TIMEOUT_S = 1.0
+"""Workers get this to be through with what they do; the user waits for what the leader has to say."""
 
 
 class Crew:
@@ -79,9 +84,13 @@ class Crew:
         return TorchrunExecutor(self._own, self._channel, self._losses, overlap=overlap)
 
     def dismiss(self) -> None:
-        """Give up before there is an executor: workers find the channel closed, and end with 1."""
+        """Give up before there is an executor, for a reason that only the leader tells.
+
+        Workers that are busy for longer find the channel closed, and end with 1.
+        """
         if self._channel is not None:
-            self._channel.close()
+            with suppress(PeerError):  # a lost worker is the very reason, most likely
+                self._channel.stop(Stop(), DISMISSAL_TIMEOUT_S)
 
     def _all(
         self, doing: str, order: ToWorker, kind: type[Answer], own: Callable[[], Answer]

@@ -23,6 +23,7 @@ from chitu_like.worker.messages import (
     FromWorker,
     Prepare,
     Prepared,
+    Stop,
     ToWorker,
 )
 
@@ -36,6 +37,12 @@ class FakeChannel:
     def __init__(self, *answers: tuple[int, FromWorker] | PeerError) -> None:
         self.answers = list(answers)
         self.sent: list[ToWorker] = []
+        self.is_broken = False
+
+    def stop(self, message: ToWorker, timeout_s: float) -> None:
+        if self.is_broken:
+            raise PeerError("rank 1 was lost")
+        self.sent.append(message)
 
     def send(self, message: ToWorker) -> None:
         self.sent.append(message)
@@ -124,6 +131,16 @@ def test_a_node_needs_a_device_for_each_rank(monkeypatch: pytest.MonkeyPatch) ->
     local_rank(Node(num_local_ranks=2)).prepare(order)
     with pytest.raises(ConfigError, match=r"4 ranks on a node with 2 CUDA devices: use --nproc"):
         local_rank(Node(num_local_ranks=4)).prepare(order)
+
+
+@pytest.mark.parametrize("is_one_lost", [False, True])
+def test_whoever_is_dismissed_is_told_to_stop_so_only_the_leader_says_why(
+    is_one_lost: bool,
+) -> None:
+    crew, channel, _ = crew_of()
+    channel.is_broken = is_one_lost
+    crew.dismiss()
+    assert channel.sent == ([] if is_one_lost else [Stop()])
 
 
 def test_a_single_rank_has_no_channel() -> None:
