@@ -146,16 +146,26 @@ def test_no_setting_changes_a_token_in_any_layout(
         assert (found["num_preemptions"] > 0) == name.startswith("preempted")
 
 
-@pytest.mark.slow
-def test_every_dense_family_gives_the_tokens_of_one_rank(tmp_path: Path) -> None:
-    job, truths = [], []
-    asked = prompts(VOCAB_SIZE)[:3]
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], Result]]:
+    """Of each dense family: the keys that choose it, and the truth."""
+    found = {}
     for name in FAMILIES:
-        keys = (*save_family(name, tmp_path / name), "infer.num_blocks=64")
-        truths.append(run(keys, asked, ["sampled"]))
-        job.append(job_item([*keys, *LAYOUTS["tp 2 x pp 2"]], asked, ["sampled"]))
-    results = under_torchrun(4, job, tmp_path)
-    for name, found, truth in zip(FAMILIES, results, truths, strict=True):
+        folder = tmp_path_factory.mktemp(name)
+        keys = [*save_family(name, folder), "infer.num_blocks=64"]
+        found[name] = (keys, run(keys, prompts(VOCAB_SIZE)[:3], ["sampled"]))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_dense_family_gives_the_tokens_of_one_rank(
+    layout: str, families: dict[str, tuple[list[str], Result]], tmp_path: Path
+) -> None:
+    asked = prompts(VOCAB_SIZE)[:3]
+    job = [job_item([*keys, *LAYOUTS[layout]], asked, ["sampled"]) for keys, _ in families.values()]
+    results = under_torchrun(NUM_RANKS[layout], job, tmp_path)
+    for found, (name, (_, truth)) in zip(results, families.items(), strict=True):
         compare(found, truth, name)
 
 
