@@ -29,3 +29,13 @@ def layer_partition_of(config: ServeConfig, spec: ModelSpec) -> Sequence[int]:
     return config.infer.pp_layer_partition or balanced_partition(
         spec.num_layers, config.infer.pp_size, head_layers
     )
+
+
+def describe_layout(config: ServeConfig, spec: ModelSpec) -> str:
+    """In words: "2 instances, tp 2 x pp 2 (5+3 layers)"."""
+    infer, replicas = config.infer, config.deploy.replicas
+    instances = "1 instance" if replicas == 1 else f"{replicas} instances"
+    text = f"{instances}, tp {infer.tp_size} x pp {infer.pp_size}"
+    if infer.pp_size > 1:
+        text += f" ({'+'.join(map(str, layer_partition_of(config, spec)))} layers)"
+    return text

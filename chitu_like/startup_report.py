@@ -12,6 +12,7 @@ from chitu_like.config.report import format_config
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.instance import LoadedEngine
+from chitu_like.layout import describe_layout
 from chitu_like.worker.memory import MemoryPlan
 
 TYPICAL_TOKENS = 1024
@@ -68,13 +69,11 @@ def memory_table(
 
 def layout_line(spec: ModelSpec, loaded: LoadedEngine) -> str:
     """The parallel layout and what was loaded, in one line."""
-    infer, deploy = loaded.resolved.config.infer, loaded.resolved.config.deploy
     billions = spec.num_parameters() / 1e9
     size = f"{billions:.2f} B" if billions >= 0.1 else f"{billions * 1e3:.1f} M"
-    instances = "1 instance" if deploy.replicas == 1 else f"{deploy.replicas} instances"
     return (
         f"{spec.architecture}, {size} parameters, {what_was_read(loaded.load_reports)}; "
-        f"{instances}, tp {infer.tp_size} x pp {infer.pp_size}, "
+        f"{describe_layout(loaded.resolved.config, spec)}, "
         f"{loaded.engine.info.max_reqs} requests at once, "
         f"{loaded.engine.info.max_seq_len} tokens each"
     )

@@ -13,6 +13,7 @@ from chitu_like.config.load import load_config
 from chitu_like.config.resolve import resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.core.model_spec import ModelSpec
+from chitu_like.layout import describe_layout
 from chitu_like.model_files import read_model_files
 from chitu_like.startup_report import memory_table, what_was_read
 from chitu_like.worker.memory import MemoryPlan
@@ -80,3 +81,18 @@ def test_the_speed_is_that_of_all_ranks_and_of_the_slowest() -> None:
         "7.45 GiB in 2.0 s (4.0 GB/s, 2.0 GB/s the slowest of 2 ranks)"
     )
     assert what_was_read([None, None]) == "no weights read"
+
+
+def test_the_layout_names_the_layers_of_each_stage() -> None:
+    def described(*keys: str) -> str:
+        config = load_config(["models=tiny-chat", *keys], environ={})
+        return describe_layout(config, read_model_files(config).spec)
+
+    assert described() == "1 instance, tp 1 x pp 1"
+    # Its head weighs as much as two of the eight layers, so the stages even out as 5 and 3.
+    assert described("infer.tp_size=2", "infer.pp_size=2") == (
+        "1 instance, tp 2 x pp 2 (5+3 layers)"
+    )
+    assert described("deploy.replicas=3", "infer.pp_size=2", "infer.pp_layer_partition=[2,6]") == (
+        "3 instances, tp 1 x pp 2 (2+6 layers)"
+    )

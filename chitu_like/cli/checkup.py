@@ -20,7 +20,7 @@ from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import ChituError, ConfigError
 from chitu_like.core.manifest import find_manifest
-from chitu_like.layout import placement_of
+from chitu_like.layout import describe_layout
 from chitu_like.model_files import ModelFiles, load_text
 from chitu_like.models.build import build_model
 from chitu_like.scheduler.policy import Ordering
@@ -85,14 +85,10 @@ def _architecture(options: RunnerOptions) -> str:
 
 def _ranks(config: ServeConfig, options: RunnerOptions, facts: DeviceFacts) -> str:
     """How many there are, what each holds, and whether this machine has room for all."""
-    infer, num_ranks = config.infer, config.num_ranks
+    num_ranks = config.num_ranks
     if num_ranks == 1:
         return "1, which holds the whole model"
-    found = f"{num_ranks}: deploy.replicas={config.deploy.replicas} x tp {infer.tp_size} x pp "
-    found += str(infer.pp_size)
-    if infer.pp_size > 1:
-        stages = placement_of(config, options.spec).instances[0].stages
-        found += f" ({'+'.join(str(len(stage.layers)) for stage in stages)} layers)"
+    found = f"{num_ranks}: {describe_layout(config, options.spec)}"
     if facts.device == "cpu":
         return f"{found}, sharing the cores and the memory of this machine"
     num_nodes = math.ceil(num_ranks / facts.num_devices)

@@ -228,7 +228,10 @@ def test_a_model_that_one_device_cannot_hold_fits_on_several(
     assert "the weights take 128.48 GiB" in capsys.readouterr().err
     assert main([*words, "infer.tp_size=2", "infer.pp_size=2", "deploy.replicas=2"]) == 0
     printed = capsys.readouterr().out
-    assert "8: deploy.replicas=2 x tp 2 x pp 2 (40+40 layers), a GPU each: on 4 nodes" in printed
+    assert (
+        "8: 2 instances, tp 2 x pp 2 (40+40 layers), a GPU each: on 4 nodes like this one"
+        in printed
+    )
     assert "memory on cuda, each of 4 ranks" in printed
     assert printed.rstrip().endswith("in each of 2 instances")
     assert main([*words, "infer.tp_size=3"]) == 2
