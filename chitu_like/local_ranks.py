@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType, TracebackType
 
 from chitu_like.config.schema import ServeConfig
@@ -68,9 +69,11 @@ def _torchrun(command: Sequence[str], num_ranks: int) -> Mapping[int, int]:
     options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc_per_node", str(num_ranks)]
     # Signals are ours: it would stop watching the ranks, and their exit codes would be lost.
     options += ["--signals-to-handle", "SIGQUIT"]
+    # Where it would keep redirected output; nothing is, but it leaves a folder behind a run.
+    folder = TemporaryDirectory(prefix="chitu-like-torchrun-", ignore_cleanup_errors=True)
     try:
-        with _silent_logs():
-            run(parse_args([*options, *command]))  # type: ignore[no-untyped-call]
+        with folder as logs, _silent_logs():
+            run(parse_args([*options, "--log-dir", logs, *command]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         return {rank: failure.exitcode for rank, failure in error.failures.items()}
     return {}

@@ -68,10 +68,11 @@ class Ranks:
     def __init__(self, folder: Path, behaviour: str, drain_timeout_s: float = 20.0) -> None:
         script = folder / "rank.py"
         script.write_text(textwrap.dedent(RANK))
-        self.folder = folder
+        self.folder, self.temporary = folder, folder / "temporary"
+        self.temporary.mkdir()
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, str(drain_timeout_s), str(script), behaviour, folder],
-            env={**os.environ, "PYTHONPATH": str(REPO)},
+            env={**os.environ, "PYTHONPATH": str(REPO), "TMPDIR": str(self.temporary)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -89,11 +90,12 @@ class Ranks:
             time.sleep(0.05)
 
     def end(self) -> tuple[int, str]:
-        """Exit code and standard error, once it and all below it have ended."""
+        """Exit code and standard error, once it and all below it have ended and left nothing."""
         below = psutil.Process(self.process.pid).children(recursive=True)
         _, error = self.process.communicate(timeout=TIMEOUT_S)
         _, alive = psutil.wait_procs(below, timeout=10)
         assert not alive
+        assert not [*self.temporary.iterdir()]
         return self.process.returncode, error
 
 

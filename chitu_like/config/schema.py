@@ -71,8 +71,12 @@ class InferConfig(Section):
     prefix: ClassVar[str] = "infer."
 
     device: DeviceType | Auto = setting("auto", "what computes; auto: cuda where there is one")
-    tp_size: int = setting(1, "tensor parallel degree", low=1, high=MAX_RANKS)
-    pp_size: int = setting(1, "pipeline parallel degree", low=1, high=MAX_RANKS)
+    tp_size: int = setting(
+        1, "tensor parallel degree: ranks that share each layer", low=1, high=MAX_RANKS
+    )
+    pp_size: int = setting(
+        1, "pipeline parallel degree: stages that share the layers", low=1, high=MAX_RANKS
+    )
     ep_size: int = setting(1, "expert parallel degree of MoE layers", low=1, high=MAX_RANKS)
     pp_layer_partition: tuple[int, ...] | None = setting(
         None,

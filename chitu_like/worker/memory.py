@@ -85,7 +85,7 @@ def plan_blocks(
             f"{_gib(total_bytes)} the weights take {_gib(weight_bytes)}, activations "
             f"{_gib(activation_bytes)}, other users {_gib(other_bytes)}: raise "
             "infer.memory_utilization, lower scheduler.max_num_batched_tokens or infer.num_blocks, "
-            "or take a smaller model"
+            "cut the model for more ranks (infer.tp_size, infer.pp_size), or take a smaller one"
         )
     blocks = fitting if num_blocks is None else num_blocks
     return MemoryPlan(
