@@ -151,8 +151,9 @@ def _parser(prog: str) -> Parser:
         "node, by NCCL, by torch's kernels and by ours, inside CUDA graphs.",
         [f"torchrun --nproc_per_node 2 {prog} --tokens 1,8,32 --hidden-sizes 4096"],
     )
-    parser.add_argument("--tokens", type=positive_ints, default=[1, 8, 32, 128, 256], metavar="N,.")
-    parser.add_argument("--hidden-sizes", type=positive_ints, default=[4096, 5120], metavar="N,.")
+    for option, default in (("--tokens", [1, 8, 32, 128, 256]), ("--hidden-sizes", [4096, 5120])):
+        text = f"(default: {','.join(map(str, default))})"
+        parser.add_argument(option, type=positive_ints, default=default, metavar="N,...", help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     return parser
 

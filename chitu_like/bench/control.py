@@ -257,10 +257,17 @@ def _parser(prog: str) -> Parser:
         "worker processes, their host work, and the message to the front end.",
         [f"{prog} --running 256 --workers 1,3"],
     )
-    parser.add_argument("--running", type=positive_ints, default=[256], metavar="N,...")
-    parser.add_argument("--workers", type=_counts, default=[0, 1, 3], metavar="N,...")
-    parser.add_argument("--steps", type=positive_int, default=500, metavar="N")
-    parser.add_argument("--warmup", type=positive_int, default=50, metavar="N")
+    running, workers = "requests at once (default: 256)", "ranks beside the leader (default: 0,1,3)"
+    parser.add_argument(
+        "--running", type=positive_ints, default=[256], metavar="N,...", help=running
+    )
+    parser.add_argument("--workers", type=_counts, default=[0, 1, 3], metavar="N,...", help=workers)
+    for option, default, meaning in (
+        ("--steps", 500, "steps to time"),
+        ("--warmup", 50, "steps before these"),
+    ):
+        text = f"{meaning} (default: {default})"
+        parser.add_argument(option, type=positive_int, default=default, metavar="N", help=text)
     parser.add_argument("--policy", default="prefill_first", help="as scheduler.type")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     return parser

@@ -235,21 +235,34 @@ def _parser(prog: str) -> Parser:
     parser = Parser(
         prog,
         "Measure one layout of ranks, or print its tokens and compare them with another's. Prefix "
-        "caching is off unless you set it.",
+        "caching is off unless you set it. Layouts add in different orders: only in float32 are "
+        "their tokens the same ones.",
         [
             f"torchrun --nproc_per_node 2 {prog} speed models=llama-3-8b models.load_format=dummy "
             "infer.tp_size=2",
-            f"torchrun --nproc_per_node 2 {prog} tokens --expected one.json infer.tp_size=2",
+            f"{prog} tokens dtype=float32 --json one.json",
+            f"torchrun --nproc_per_node 2 {prog} tokens dtype=float32 --expected one.json "
+            "infer.tp_size=2",
         ],
     )
     parser.add_argument("mode", choices=("speed", "tokens"), help="what to do")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     speed = parser.add_argument_group("speed")
-    speed.add_argument("--batches", type=positive_ints, default=[1, 8, 32], metavar="B,...")
-    speed.add_argument("--context", type=positive_int, default=1024, metavar="L")
-    speed.add_argument("--decode-steps", type=positive_int, default=32, metavar="N")
+    speed.add_argument(
+        "--batches",
+        type=positive_ints,
+        default=[1, 8, 32],
+        metavar="B,...",
+        help="requests at once (default: 1,8,32)",
+    )
     tokens = parser.add_argument_group("tokens")
-    tokens.add_argument("--output-len", type=positive_int, default=32, metavar="N")
+    for group, option, default, meaning in (
+        (speed, "--context", 1024, "tokens of a prompt"),
+        (speed, "--decode-steps", 32, "steps to time"),
+        (tokens, "--output-len", 32, "tokens of an answer"),
+    ):
+        text = f"{meaning} (default: {default})"
+        group.add_argument(option, type=positive_int, default=default, metavar="N", help=text)
     tokens.add_argument("--expected", type=Path, metavar="FILE", help="another layout's --json")
     parser.add_overrides()
     return parser

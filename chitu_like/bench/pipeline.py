@@ -88,7 +88,7 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     overrides = with_defaults(options.overrides, NO_PREFIX_CACHE)
     config = load_config(overrides)
     here = TorchrunRank.from_environ(os.environ)
-    here.check(config)
+    here.check(config, program=prog)
     if config.deploy.replicas > 1:
         raise ConfigError(f"deploy.replicas={config.deploy.replicas}: this traces one instance")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -207,11 +207,19 @@ def _parser(prog: str) -> Parser:
         "is. Run it under torchrun, all ranks on one node.",
         [f"torchrun --nproc_per_node 2 {prog} --running 64 infer.pp_size=2"],
     )
-    parser.add_argument("--running", type=positive_int, default=64, metavar="N")
-    parser.add_argument("--prompt-len", type=positive_int, default=32, metavar="N")
-    parser.add_argument("--output-len", type=positive_int, default=64, metavar="N")
+    for option, default, meaning in (
+        ("--running", 64, "requests at once"),
+        ("--prompt-len", 32, "tokens of a prompt"),
+        ("--output-len", 64, "tokens of an answer"),
+    ):
+        text = f"{meaning} (default: {default})"
+        parser.add_argument(option, type=positive_int, default=default, metavar="N", help=text)
     parser.add_argument(
-        "--out", type=Path, default=Path("outputs/pipeline"), metavar="DIR", help="for the traces"
+        "--out",
+        type=Path,
+        default=Path("outputs/pipeline"),
+        metavar="DIR",
+        help="for the traces (default: %(default)s)",
     )
     parser.add_overrides()
     return parser
