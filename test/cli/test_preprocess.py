@@ -11,8 +11,10 @@ import pytest
 
 from chitu_like import LLM, SamplingParams
 from chitu_like.cli import main
+from chitu_like.config.load import load_config
 from chitu_like.core.errors import ConfigError
 from chitu_like.core.manifest import find_manifest
+from chitu_like.model_files import read_model_files
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -171,10 +173,12 @@ def test_two_processes_of_torchrun_write_the_files_of_four_ranks(tmp_path: Path)
     assert done.stdout.count(".safetensors") == 4  # one table, by the last of them
     manifest = find_manifest(tmp_path)
     assert manifest is not None
-    assert (manifest.tp_size, manifest.layer_partition) == (2, (4, 4))
+    assert (manifest.tp_size, manifest.layer_partition) == (2, (5, 3))
     assert {path.name for path in tmp_path.glob("*.safetensors")} == {
         f"rank-{pp}-{tp}.safetensors" for pp in (0, 1) for tp in (0, 1)
     }
+    folder_keys = ("models=auto", f"models.ckpt_dir={tmp_path}", "skip_preprocess=True")
+    read_model_files(load_config([*folder_keys, *keys[1:]]))  # the keys that wrote it serve it
     with pytest.raises(ConfigError, match=r"was written for infer\.tp_size=2 infer\.pp_size=2"):
         LLM("models=auto", f"models.ckpt_dir={tmp_path}", "infer.device=cpu", progress=False)
 
