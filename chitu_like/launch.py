@@ -53,7 +53,7 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
         environ: torchrun's variables (RANK, WORLD_SIZE), CONFIG_NAME and keys are read from it.
 
     Returns: the exit code: 0 drained, 1 something broke, 2 the user's mistake (one line on stderr
-        says which, rank 0 only).
+        says which, on rank 0; where only another node has it, on that node's first rank).
     """
     wait_without_spinning()
     here = TorchrunRank.from_environ(environ)
@@ -72,13 +72,15 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
 
         return follow(config, files.spec, environ)
     except PeerError as error:
-        logger.error("%s", error)
+        logger.error("%s", error, exc_info=error.__cause__)
         return FAILED
     except ChituError as error:
         if here.rank == 0:
             print(f"chitu_like: {error}", file=sys.stderr)
         else:
             time.sleep(LAST_WORDS_S)
+            if here.local_rank == 0:  # and still here: rank 0, on another node, has no such mistake
+                print(f"chitu_like: rank {here.rank}: {error}", file=sys.stderr)
         return USER_MISTAKE
     except _Interrupted:
         return DONE

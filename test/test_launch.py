@@ -15,7 +15,8 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def of_two_ranks(rank: int) -> dict[str, str]:
-    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    here = {"RANK": str(rank), "WORLD_SIZE": "2"}
+    return here | {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
 
 
 def test_rank_0_says_in_one_line_that_the_ranks_are_too_many(
@@ -59,6 +60,20 @@ def test_other_ranks_are_silent_and_do_not_end_before_rank_0_has_spoken(
     assert launch(["infer.nonsense=1"], of_two_ranks(1)) == 2
     assert capfd.readouterr() == ("", "")
     assert waited == [LAST_WORDS_S]
+
+
+def test_a_mistake_of_another_node_is_said_by_its_first_rank_once_rank_0_had_time_to(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_before: list[str] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: said_before.append(capfd.readouterr().err))
+    node = of_two_ranks(1) | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    assert launch(["models=auto", "models.ckpt_dir=/no/such/folder"], node) == 2
+    said = capfd.readouterr().err
+    assert said_before == [""]
+    assert said.startswith("chitu_like: rank 1: ")
+    assert "/no/such/folder" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [["chitu_like"], ["chitu_like.cli", "serve"]])
