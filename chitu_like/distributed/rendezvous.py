@@ -168,12 +168,11 @@ def join(
             timeout=timedelta(seconds=timeout_s),
             device_id=device if backend == "nccl" else None,
         )
-    except dist.DistError as error:
+        return _make_groups(placement, rank, device, timedelta(seconds=timeout_s))
+    except RuntimeError as error:  # gloo and NCCL say in their own words what lacks
         raise PeerError(
-            f"the {len(members)} ranks of instance {index} did not meet within {timeout_s:g} s: "
-            f"{_first_line(error)}"
+            f"the {len(members)} ranks of instance {index} did not meet: {_first_line(error)}"
         ) from error
-    return _make_groups(placement, rank, device, timedelta(seconds=timeout_s))
 
 
 def _make_groups(

@@ -31,8 +31,8 @@ from chitu_like.worker.pending_step import PendingStep
 logger = logging.getLogger(__name__)
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
-STEP_LAST_WORDS_S = 1.0
-"""In the middle of a step the leader may wait for this very rank: its end sets the leader free."""
+AWAITED_LAST_WORDS_S = 1.0
+"""Where ranks meet or compute, the leader may wait for this very one: its end sets the leader free."""
 LAST_WORDS_S = 5.0
 """torchrun ends all ranks as soon as one ends. The leader is the one to say why, and has a front end to
 end before; so the others wait for it."""
@@ -63,18 +63,24 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-        try:
-            while not isinstance(order := self._channel.receive(), Stop):
+        while not isinstance(order := self._next_order(), Stop):
+            if order is None:
+                return _outlast_leader(FAILED)
+            try:
                 self._follow(order)
-        except PeerError as error:
-            logger.error("%s", error)
-            return _outlast_leader(FAILED)
-        except Exception as error:
-            code = self._fail(error)
-            return code if self._step_id is not None else _outlast_leader(code)
+            except Exception as error:
+                return self._fail(error)
         self._rank.leave()
         self._channel.close()
         return DONE
+
+    def _next_order(self) -> ToWorker | None:
+        """What the leader says; None where it is gone."""
+        try:
+            return self._channel.receive()
+        except PeerError as error:
+            logger.error("%s", error)
+            return None
 
     def _follow(self, order: ToWorker) -> None:
         if isinstance(order, Execute):
@@ -114,20 +120,22 @@ class Worker:
             os._exit(code)  # the main thread waits for orders that mean nothing any more
 
     def _fail(self, error: Exception) -> int:
-        """Tell the log everything and the leader one sentence; the exit code."""
+        """Tell the log everything and the leader one sentence; the exit code, when it is time to end."""
         at = "" if self._step_id is None else f" at step {self._step_id}"
-        is_users_mistake = isinstance(error, ChituError)
+        is_users_mistake = isinstance(error, ChituError) and not isinstance(error, PeerError)
         trace = None if is_users_mistake else error
         logger.error("this rank failed%s: %s", at, _sentence(error), exc_info=trace)
+        code = USER_MISTAKE if is_users_mistake else FAILED
+        is_loading = self._step_id is None
         try:
             self._channel.send(Failed(_sentence(error), is_users_mistake, self._step_id))
-            if self._step_id is None:
-                self._wait_for_leader()
-            else:
-                time.sleep(STEP_LAST_WORDS_S)
+            if not (is_loading and is_users_mistake):
+                time.sleep(AWAITED_LAST_WORDS_S)
+                return code
+            self._wait_for_leader()
         except PeerError as lost:
             logger.info("%s", lost)
-        return USER_MISTAKE if is_users_mistake else FAILED
+        return _outlast_leader(code) if is_loading else code
 
     def _wait_for_leader(self) -> None:
         """Stay while the leader, who may still be loading, hears of it. Raises: PeerError then."""

@@ -181,9 +181,7 @@ def leave_quickly(joined: Joined) -> None:
 def check_a_peer_that_does_not_come() -> None:
     store = open_store(WAIT_S)
     if RANK == 0:
-        with pytest.raises(
-            PeerError, match=r"^the 2 ranks of instance 0 did not meet within 1 s: "
-        ):
+        with pytest.raises(PeerError, match=r"^the 2 ranks of instance 0 did not meet: "):
             join_as(store, pair(), timeout_s=1.0)
         publish_address(store, "tried", "yes")
     find_address(store, "tried", WAIT_S)

@@ -1,6 +1,6 @@
 """What the ranks of test_failure.py run under torchrun, in place of a service.
 
-Usage: failing_program.py break|idle|leave KEY=VALUE...; rank 0 prints one line of JSON.
+Usage: failing_program.py meet|break|idle|leave KEY=VALUE...; rank 0 prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def break_rank_1() -> None:
 
 
 def main(what: str, *keys: str) -> None:
+    if what == "meet" and os.environ["RANK"] == "1":
+        os.environ["GLOO_SOCKET_IFNAME"] = "nowhere0"
     if what == "break":
         break_rank_1()
     if what == "idle":

@@ -260,6 +260,19 @@ def run_program(num_ranks: int, what: str, *keys: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
+def test_a_rank_that_cannot_meet_the_others_says_why_and_nobody_waits_for_it() -> None:
+    started_s = time.monotonic()
+    done = run_program(2, "meet", "infer.tp_size=2")
+    assert done.returncode != 0
+    assert time.monotonic() - started_s < 60.0  # they would wait for 300 s
+    (said,) = (line for line in done.stderr.splitlines() if "this rank failed: " in line)
+    assert "the 2 ranks of instance 0 did not meet: " in said
+    assert "nowhere0" in said
+    assert "in join" in done.stderr  # the trace
+    assert "rank 1 was lost while loading" in done.stderr  # says the leader
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_computation_that_fails_on_a_worker_is_one_sentence_and_a_trace(layout: str) -> None:
     done = run_program(2, "break", *LAYOUTS[layout])
