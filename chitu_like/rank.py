@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -188,7 +189,7 @@ def follow(config: ServeConfig, spec: ModelSpec, environ: Mapping[str, str]) -> 
         to_worker=ToWorker,
         silence_s=meeting.silence_s,
         timeout_s=MEETING_TIMEOUT_S,
-        on_lost=_end_without_leader,
+        on_lost=partial(_end_without_leader, meeting.instance.leader),
     )
     return Worker(meeting.local_rank(spec), channel).run()
 
@@ -197,12 +198,12 @@ def _node(here: TorchrunRank) -> Node:
     return Node(local_rank=here.local_rank, num_local_ranks=here.num_local_ranks)
 
 
-def _end_without_leader(reason: str) -> None:
+def _end_without_leader(leader: int, reason: str) -> None:
     """Called from a thread while this rank computes, perhaps for ever, with peers that are gone.
 
     The leader may be about to say why: torchrun would end it in the middle of that.
     """
-    logger.error("the leader of this instance is lost (%s): this rank ends", reason)
+    logger.error("rank %d, which leads this instance, is lost (%s): this rank ends", leader, reason)
     time.sleep(LAST_WORDS_S)
     faulthandler.dump_traceback(all_threads=True)
     logging.shutdown()

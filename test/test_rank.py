@@ -20,6 +20,6 @@ def test_a_rank_that_loses_its_leader_lets_it_have_the_last_word(
     monkeypatch.setattr(time, "sleep", done.append)
     monkeypatch.setattr(faulthandler, "dump_traceback", lambda all_threads: done.append("stacks"))
     monkeypatch.setattr(os, "_exit", done.append)
-    rank._end_without_leader("connection closed")
+    rank._end_without_leader(4, "connection closed")
     assert done == [LAST_WORDS_S, "stacks", FAILED]
-    assert "the leader of this instance is lost (connection closed)" in caplog.text
+    assert "rank 4, which leads this instance, is lost (connection closed)" in caplog.text
