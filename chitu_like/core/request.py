@@ -132,6 +132,11 @@ class Request:
         return num_known + self.num_pending - self.num_computed
 
     @property
+    def needs_history(self) -> bool:
+        """Whether workers must know its tokens: for penalties, or for prompt log-probabilities."""
+        return self.params.needs_history or self.params.prompt_logprobs is not None
+
+    @property
     def is_decoding(self) -> bool:
         """Whether only its newest token is missing from the KV cache."""
         return self.num_computed >= len(self.prompt_token_ids) and self.num_uncomputed == 1

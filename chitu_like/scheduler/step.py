@@ -8,6 +8,10 @@ from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, Slo
 from chitu_like.core.request import Request
 from chitu_like.kvcache.block_manager import BlockManager
 
+MAX_HISTORY_TOKENS = 1 << 22
+"""Tokens of histories that travel with the rows of one batch: 20 MB. Requests that share a long prompt
+could all join in the same step, and each brings its whole history where it has a penalty."""
+
 
 @dataclass
 class Step:
@@ -23,6 +27,7 @@ class Step:
         chunks: request id -> (request, its next tokens in this step).
         swap_out, swap_in: as in ScheduledBatch.
         is_short_of_blocks: someone was preempted for lack of blocks, so nobody is admitted.
+        num_history_tokens: that the rows of the chunks bring along.
     """
 
     is_tight: bool
@@ -33,17 +38,27 @@ class Step:
     swap_out: list[tuple[int, int]] = field(default_factory=list)
     swap_in: list[tuple[int, int]] = field(default_factory=list)
     is_short_of_blocks: bool = False
+    num_history_tokens: int = 0
 
     def num_tokens_for(self, request: Request) -> int:
         """Tokens the budgets leave for a request: the decodes to come keep one each."""
+        if not self._has_room_for_history(request):
+            return 0
         if request.num_uncomputed == 1:
             return min(1, self.token_budget)
         room = min(self.prefill_budget, self.token_budget - len(self.decodes_left))
         return max(0, min(request.num_uncomputed, room))
 
+    def _has_room_for_history(self, request: Request) -> bool:
+        """Whether its row may go with this batch; the first with a history always may."""
+        num_tokens = _num_history_tokens(request)
+        sum_tokens = self.num_history_tokens + num_tokens
+        return not num_tokens or not self.num_history_tokens or sum_tokens <= MAX_HISTORY_TOKENS
+
     def add(self, request: Request, num_tokens: int) -> None:
         """Put the request's next `num_tokens` tokens into the batch."""
         self.chunks[request.request_id] = (request, num_tokens)
+        self.num_history_tokens += _num_history_tokens(request)
         self.decodes_left.discard(request)
         self.token_budget -= num_tokens
         if request.num_uncomputed > 1:
@@ -52,6 +67,12 @@ class Step:
     def ordered_chunks(self) -> list[tuple[Request, int]]:
         """The chunks as they stand in the batch: those of one token first."""
         return sorted(self.chunks.values(), key=lambda chunk: chunk[1] > 1)
+
+
+def _num_history_tokens(request: Request) -> int:
+    """Tokens that its row would bring along, where it has to be sent."""
+    is_known = request.slot is not None and request.num_blocks_sent
+    return 0 if is_known or not request.needs_history else request.num_known_tokens
 
 
 def build_batch(
@@ -118,11 +139,10 @@ def _sampling_row(request: Request) -> SamplingRow:
 
 
 def _row(request: Request, block_ids: list[int]) -> SlotRow:
-    needs_history = request.params.needs_history or request.params.prompt_logprobs is not None
     return SlotRow(
         slot=slot_of(request),
         prompt_len=request.num_prompt_tokens,
         block_ids=list(block_ids),
         sampling=_sampling_row(request),
-        history=request.known_tokens(0, request.num_known_tokens) if needs_history else [],
+        history=request.known_tokens(0, request.num_known_tokens) if request.needs_history else [],
     )

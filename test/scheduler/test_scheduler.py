@@ -13,6 +13,7 @@ from scheduling import Rig, make_rig
 
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch
 from chitu_like.core.output import FinishReason
+from chitu_like.scheduler import step
 
 
 def test_a_step_carries_decodes_and_a_prefill_chunk_together():
@@ -51,6 +52,23 @@ def test_whole_rows_travel_once_and_then_only_new_blocks():
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("num_host_blocks", [0, 64])
+def test_the_histories_that_travel_with_one_batch_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, num_host_blocks: int
+):
+    """They share a prompt, so all could join at once; later some are preempted and come back."""
+    monkeypatch.setattr(step, "MAX_HISTORY_TOKENS", 100)
+    rig = make_rig(num_blocks=24, num_host_blocks=num_host_blocks, max_in_flight=2)
+    prompt = list(range(1, 38))
+    for name in "abcdefgh":
+        rig.add(name, prompt, max_tokens=20, repetition_penalty=1.1)
+    rig.run()
+    assert rig.scheduler.num_preemptions > 0
+    assert all(rig.tokens[name] == expected_output(prompt, 20) for name in "abcdefgh")
+    sizes = [sum(len(row.history) for row in batch.rows) for batch in rig.executor.batches]
+    assert 37 < max(sizes) <= 100
 
 
 def test_a_batch_survives_msgpack_unchanged():
