@@ -58,7 +58,11 @@ def run_ranks(command: Sequence[str], *, num_ranks: int, drain_timeout_s: float)
             failures = _torchrun(command, num_ranks)
         except _NothingToDrain:
             return DONE
-    return INTERRUPTED if signals.is_impatient else _report(failures)
+    if signals.is_impatient:
+        return INTERRUPTED
+    if signals.were_asked:  # whom SIGTERM ended had nothing to drain yet
+        failures = {rank: code for rank, code in failures.items() if code != -signal.SIGTERM}
+    return _report(failures)
 
 
 def _torchrun(command: Sequence[str], num_ranks: int) -> Mapping[int, int]:
@@ -123,6 +127,11 @@ class _Signals:
     def __init__(self, shutdown_s: int) -> None:
         self._shutdown_s = shutdown_s
         self._num_asked = 0
+
+    @property
+    def were_asked(self) -> bool:
+        """The ranks were asked to drain."""
+        return self._num_asked > 0
 
     @property
     def is_impatient(self) -> bool:

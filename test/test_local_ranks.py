@@ -38,7 +38,8 @@ def stop(number, frame):
     note("stop")
     if sys.argv[1] == "stubborn":
         os._exit(130)
-signal.signal(signal.SIGTERM, drain)
+if sys.argv[1] != "starts":
+    signal.signal(signal.SIGTERM, drain)
 signal.signal(signal.SIGINT, stop)
 note(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
 if sys.argv[1] == "mistake" and rank == 0:
@@ -124,6 +125,14 @@ def test_the_first_signal_drains_every_rank(tmp_path: Path, number: signal.Signa
     ranks.process.send_signal(number)
     assert ranks.end() == (0, "")
     assert [ranks.words(rank) for rank in range(2)] == [["30", "drain"]] * 2
+
+
+@pytest.mark.slow
+def test_a_signal_while_ranks_start_is_no_failure(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, "starts")
+    ranks.wait_for("30")
+    ranks.process.send_signal(signal.SIGINT)
+    assert ranks.end() == (0, "")
 
 
 @pytest.mark.slow

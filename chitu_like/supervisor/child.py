@@ -17,6 +17,8 @@ from chitu_like.supervisor.messages import Begin, Ended, FromRank, ToRank
 logger = logging.getLogger(__name__)
 
 RANK_PROGRAM = (sys.executable, "-m", "chitu_like.supervisor.rank")
+NOTICE_S = 2.0
+"""Time a rank has to find out by itself that its peers are gone, and to say so."""
 DUMP_S = 1.0
 """Time a rank has to write its stacks before it is killed."""
 FAILED = 1
@@ -62,13 +64,13 @@ class RankChild:
             logger.warning("rank %d was not told %s: %s", self._rank, type(message).__name__, error)
 
     def end_stuck(self) -> None:
-        """Kill it, after it had time to write its stacks; returns at once."""
+        """Kill it, after it had time to end by itself, then to write its stacks; returns at once."""
 
         def end() -> None:
+            if self._ends_within(NOTICE_S):
+                return
             self._process.send_signal(signal.SIGUSR1)
-            try:
-                self._process.wait(DUMP_S)
-            except subprocess.TimeoutExpired:
+            if not self._ends_within(DUMP_S):
                 self._process.kill()
 
         threading.Thread(target=end, name="rank-end", daemon=True).start()
@@ -78,6 +80,13 @@ class RankChild:
         self._process.kill()
         self._listener.join()
         self._link.close()
+
+    def _ends_within(self, timeout_s: float) -> bool:
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _listen(self) -> None:
         last_words = None
