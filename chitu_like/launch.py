@@ -23,6 +23,7 @@ from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import secrets_of
 from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.logging import configure_logging, start_time
+from chitu_like.core.parent import signal_when_parent_dies
 from chitu_like.front_end_process import FrontEndProcess
 from chitu_like.model_files import ModelFiles, read_model_files
 from chitu_like.openmp import wait_without_spinning
@@ -56,6 +57,8 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
         says which, on rank 0; where only another node has it, on that node's first rank).
     """
     wait_without_spinning()
+    if "TORCHELASTIC_RUN_ID" in environ:  # torchrun killed: the ranks drain, as if it had said so
+        signal_when_parent_dies(signal.SIGTERM)
     here = TorchrunRank.from_environ(environ)
     try:
         config = load_config(overrides, environ=environ)

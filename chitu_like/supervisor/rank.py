@@ -6,7 +6,6 @@ where the head is, and then leads its instance or follows its leader.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -22,6 +21,7 @@ from chitu_like.config.secrets import secrets_of
 from chitu_like.config.tree import config_from_json
 from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.logging import configure_logging
+from chitu_like.core.parent import signal_when_parent_dies
 from chitu_like.front_end_process import engine_address
 from chitu_like.layout import placement_of
 from chitu_like.model_files import ModelFiles, read_model_files
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 Heard = TypeVar("Heard", Begin, Open, Welcome)
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
-PR_SET_PDEATHSIG = 1
 MEETING_TIMEOUT_S = 300.0
 """Nodes may start minutes apart, and read torch from a slow disk."""
 
@@ -56,7 +55,7 @@ MEETING_TIMEOUT_S = 300.0
 def main(fd: int) -> int:
     """Run to the end; the exit code."""
     supervisor_pid = os.getppid()
-    _die_with_supervisor()
+    signal_when_parent_dies(signal.SIGKILL)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the head drains, and then tells engines to stop
@@ -168,12 +167,6 @@ class _Rank:
         if not isinstance(message, kind):
             raise PeerError(f"the supervisor said {type(message).__name__}, not {kind.__name__}")
         return message
-
-
-def _die_with_supervisor() -> None:
-    """Have the system kill this process when its supervisor dies, whatever this one is stuck in."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,20 @@ def test_an_idle_service_of_two_ranks_sleeps_and_then_answers(
     assert ask() == first
 
 
+@pytest.mark.slow
+def test_ranks_whose_torchrun_is_killed_finish_their_answers_and_end(
+    own: list[Server], tmp_path: Path
+) -> None:
+    server = start(own, tmp_path, *LAYOUTS["tp 2"])
+    stream = long_stream(server, 200)
+    next(stream)
+    family = server.family()
+    server.process.kill()
+    server.process.wait()
+    assert "data: [DONE]" in list(stream)
+    assert_all_gone(family)
+
+
 def serve(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess[str]:
     """`torchrun ... -m chitu_like` of two ranks that will not come up."""
     command = [
