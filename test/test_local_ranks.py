@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from chitu_like import local_ranks
 from chitu_like.cli import main, serve
 from chitu_like.config.load import load_config
 from chitu_like.core.errors import ConfigError
@@ -156,10 +157,10 @@ def test_ranks_that_outlive_the_drain_are_killed(tmp_path: Path) -> None:
     assert error.splitlines() == [f"chitu_like: rank {n} was ended by SIGKILL" for n in range(2)]
 
 
-def test_a_signal_before_any_rank_ends_it(tmp_path: Path) -> None:
-    from chitu_like.local_ranks import _NothingToDrain, _Signals
-
-    with pytest.raises(_NothingToDrain), _Signals(10):
+def test_a_signal_before_any_rank_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Earlier tests may have left this very process a child, such as multiprocessing's tracker.
+    monkeypatch.setattr(local_ranks, "_children", list)
+    with pytest.raises(local_ranks._NothingToDrain), local_ranks._Signals(10):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
