@@ -133,6 +133,7 @@ class Worker:
                 time.sleep(AWAITED_LAST_WORDS_S)
                 return code
             self._wait_for_leader()
+            self._channel.close()  # the leader waits for that before it speaks
         except PeerError as lost:
             logger.info("%s", lost)
         return _outlast_leader(code) if is_loading else code

@@ -236,6 +236,8 @@ def assert_said_of_rank(rank: int, done: subprocess.CompletedProcess[str], says:
     (line,) = (s for s in done.stderr.splitlines() if s.startswith("chitu_like: "))
     assert says in line
     assert line.endswith("(rank 1)") == (rank == 1)
+    if rank == 1:  # told to stop, it has nothing to say of its leader's end
+        assert "which leads this instance" not in done.stderr
     assert re.search(r"rank +: 0 \(local_rank: 0\)\s+exitcode +: 2", done.stderr)
     assert f'File "{REPO}' not in done.stderr  # no trace of ours
 
