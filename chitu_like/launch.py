@@ -71,6 +71,8 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
             return supervise(config, files, here.rank)
         if here.rank == 0:
             return _lead(config, files, environ)
+        # It may wait in torch for a leader that is gone, where Python takes no signal.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         from chitu_like.rank import follow
 
         return follow(config, files.spec, environ)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import operator
 import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -69,6 +70,7 @@ class LLM:
         here = TorchrunRank.from_environ(os.environ)
         here.check(config, program="PROGRAM")
         if here.rank > 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it looks for rank 0; see `launch`
             raise SystemExit(follow(config, files.spec, os.environ))
         crew = gather(config, files.spec, os.environ)
         self._instance: Instance = load_instance(config, crew, files, shows_progress=progress)

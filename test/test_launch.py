@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from chitu_like.launch import LAST_WORDS_S, launch
 
@@ -74,6 +77,43 @@ def test_a_mistake_of_another_node_is_said_by_its_first_rank_once_rank_0_had_tim
     assert said.startswith("chitu_like: rank 1: ")
     assert "/no/such/folder" in said
     assert said.count("\n") == 1
+
+
+WAIT_FOR_NOBODY = """
+import sys
+from chitu_like import rank
+from chitu_like.launch import launch
+
+find_address = rank.find_address
+
+def waiting(*arguments):
+    print("waiting", flush=True)
+    return find_address(*arguments)
+
+rank.find_address = waiting
+sys.exit(launch(["infer.tp_size=2", "infer.device=cpu"]))
+"""
+
+
+def test_ctrl_c_ends_a_rank_that_waits_for_a_leader_who_never_comes(tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    dist.PrefixStore("chitu_like/none/0", store).set("secret", "s")
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WAIT_FOR_NOBODY],
+        env={**os.environ, **of_two_ranks(1), **master, "PYTHONPATH": str(REPO)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as rank:
+        try:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == "waiting\n"
+            time.sleep(0.5)
+            rank.send_signal(signal.SIGINT)
+            assert rank.wait(10.0) == -signal.SIGINT
+        finally:
+            rank.kill()
 
 
 @pytest.mark.parametrize("words", [["chitu_like"], ["chitu_like.cli", "serve"]])
