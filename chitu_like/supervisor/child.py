@@ -75,11 +75,16 @@ class RankChild:
 
         threading.Thread(target=end, name="rank-end", daemon=True).start()
 
-    def end(self) -> None:
-        """Kill it if it has not ended; `hear` was called for the last time when this returns."""
+    def end(self) -> bool:
+        """Kill it if it has not ended: then True.
+
+        `hear` was called for the last time when this returns.
+        """
+        was_running = self._process.poll() is None
         self._process.kill()
         self._listener.join()
         self._link.close()
+        return was_running
 
     def _ends_within(self, timeout_s: float) -> bool:
         try:

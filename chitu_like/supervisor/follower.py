@@ -65,10 +65,11 @@ class Follower:
                 if event is not None:
                     self._take(event)
         finally:
-            self._child.end()
+            was_running = self._child.end()
             if self._channel is not None:
                 self._channel.close()
-        self._note_late_end()
+        if not was_running:  # else it is ended because the job is, perhaps while it loads
+            self._note_late_end()
         return self._code or (FAILED if self._child_code else DONE)
 
     def _take(self, event: _Event) -> None:

@@ -154,6 +154,17 @@ def test_sigterm_drains_once_and_all_end_with_0(job: Job) -> None:
     assert job.front_end.engines == {0: "ipc:///engine-0", 1: "ipc:///engine-1"}
 
 
+def test_ranks_that_still_load_when_the_job_has_drained_did_not_fail(job: Job) -> None:
+    def scenario(job: Job) -> None:
+        for rank in (0, 1):
+            job.order(rank, "listen")
+        until(lambda: 0 in job.front_end.engines)
+        job.front_end.ended(0, "")
+
+    assert job.lead(scenario) == 0
+    assert job.codes() == [0, 0, 0]
+
+
 def test_a_users_mistake_while_loading_is_one_line_and_everybodys_code(
     job: Job, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +195,7 @@ def test_a_lost_rank_takes_its_instance_along_and_nobody_else(job: Job) -> None:
     assert job.codes() == [0, 1, 1]
 
 
+@pytest.mark.slow
 def test_an_instance_that_the_front_end_gave_up_is_ended(job: Job) -> None:
     def scenario(job: Job) -> None:
         job.all_listen()
