@@ -10,6 +10,7 @@ from chitu_like.bench.control import PARTS, ControlPath, run
 from chitu_like.core.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_part_by_part_through_a_real_worker(tmp_path):
     file = tmp_path / "control.json"
     arguments = ["--running", "3", "--workers", "0,1", "--steps", "4", "--warmup", "1"]

@@ -45,6 +45,7 @@ FAMILIES = (
     "opt-post-norm-projected",
     "opt-bare",
 )
+QUICK_FAMILIES = ("llama", "opt")
 LAYOUTS = ((1, (4,)), (2, (4,)), (4, (4,)), (1, (2, 2)), (1, (2, 1, 1)), (2, (3, 1)))
 
 
@@ -103,7 +104,13 @@ def bits_of(model: Model) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"tp{layout[0]}-{layout[1]}")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in QUICK_FAMILIES else pytest.mark.slow)
+        for name in FAMILIES
+    ],
+)
 def test_every_rank_gets_equal_bits_from_its_own_file_alone(checkpoints, tmp_path, family, layout):
     tp, partition = layout
     source, out = checkpoints(family), tmp_path / "out"

@@ -213,6 +213,7 @@ def test_ctrl_c_keeps_every_answer_in_order_and_resume_does_the_rest(tmp_path: P
     assert all(row in rows for row in finished)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_loses_nothing_that_had_ended(tmp_path: Path) -> None:
     _, target, words = interruptible(tmp_path)
     process = start(*words)

@@ -40,14 +40,14 @@ def is_quoted(text: str) -> bool:
     return len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "'\""
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given((texts | awkward).filter(lambda text: text.strip() and not is_quoted(text)))
 def test_text_arrives_as_typed(text: str) -> None:
     config = load_config([AUTO, "models.ckpt_dir=/x", f"log_dir={text}"], environ={})
     assert config.log_dir == text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(trees)
 def test_a_typed_tree_arrives_whole(tree: object) -> None:
     typed = as_typed(tree)

@@ -489,6 +489,7 @@ def test_a_send_to_a_stopped_worker_comes_back(
         flood(leader)
 
 
+@pytest.mark.slow
 def test_a_worker_that_beats_but_takes_nothing_is_lost(
     open_leader: Callable[..., Leader],
     start: Callable[..., subprocess.Popen[str]],
@@ -613,6 +614,7 @@ def test_an_idle_channel_stays_open_many_times_the_silence(
     assert losses.calls.empty()
 
 
+@pytest.mark.slow
 def test_a_leader_that_stood_still_loses_nobody(
     open_leader: Callable[..., Leader],
     start: Callable[..., subprocess.Popen[str]],

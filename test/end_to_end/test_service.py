@@ -133,6 +133,7 @@ def test_a_bad_request_is_4xx_and_the_next_one_works(
     assert good.status_code == 200
 
 
+@pytest.mark.slow
 def test_an_idle_service_uses_no_cpu(server: Server):
     family = server.family()
 

@@ -387,6 +387,7 @@ def test_a_node_that_hears_nothing_ends(cluster: Cluster) -> None:
     assert launch.end()[1].splitlines()[-1] == "137"
 
 
+@pytest.mark.slow
 def test_ranks_do_not_outlive_a_torchrun_that_was_killed(cluster: Cluster) -> None:
     launch = cluster.start("ssh_multi_node.sh", "localhost", "1", "x.py", TORCHRUN_DOES="die")
     assert launch.end()[0] == 137

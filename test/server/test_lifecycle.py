@@ -298,6 +298,7 @@ def test_a_missing_tokenizer_is_the_users_mistake(start: Start, tmp_path: Any) -
     assert service.process.wait(5) == 2
 
 
+@pytest.mark.slow
 def test_idle_costs_no_cpu(start: Start) -> None:
     service = start()
     service.chat()
