@@ -171,6 +171,7 @@ def test_an_idle_group_outlives_its_timeout() -> None:
     assert run_two("idle_longer_than_the_timeout") == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_rank_leaves_a_group_whose_other_rank_is_dead() -> None:
     assert run_two("leaving_a_dead_peer") == [0, -9]
 

@@ -303,6 +303,7 @@ def test_ssh_knows_a_host_by_another_name_than_the_nodes(cluster: Cluster) -> No
     assert option(launch.torchruns()["other"], "--local-addr") == "node-00001.127.0.0.1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["head", "other"])
 def test_a_node_that_fails_ends_the_others_and_its_code_comes_back(
     cluster: Cluster, failing: str
@@ -332,7 +333,9 @@ def test_a_host_that_cannot_be_reached_ends_the_job(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("script", ["ssh", "srun"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_has_every_rank_drain_once(
     cluster: Cluster, script: str, number: signal.Signals
 ) -> None:

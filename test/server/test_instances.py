@@ -29,7 +29,9 @@ def metric(service: Service, series: str) -> float:
     return float(next(line for line in lines if line.startswith(series)).rpartition(" ")[2])
 
 
-@pytest.mark.parametrize("cause", ["failed", "gone", "stalled"])
+@pytest.mark.parametrize(
+    "cause", ["failed", *(pytest.param(c, marks=pytest.mark.slow) for c in ("gone", "stalled"))]
+)
 def test_one_instance_fails_alone(start: Start, cause: str) -> None:
     service = start(
         engine={"script": count_up, "delay_s": 0.01},

@@ -209,7 +209,13 @@ def test_draining_ends_in_time(start: Start) -> None:
     assert service.process.wait(5) == 0
 
 
-@pytest.mark.parametrize("cause", ["stdin closed", "engine failed", "engine gone"])
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "stdin closed",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("engine failed", "engine gone")),
+    ],
+)
 def test_every_client_hears_of_a_failure_and_the_process_ends(start: Start, cause: str) -> None:
     service = start(engine={"script": count_up, "delay_s": 0.02})
     with concurrent.futures.ThreadPoolExecutor(3) as threads:
