@@ -193,7 +193,7 @@ class FrontEnd:
     async def _finish_drain(self) -> None:
         """Once draining, wait for the open requests, then let the engines go."""
         await self._router.draining.wait()
-        logger.info("draining: %d requests open", self._router.num_open)
+        logger.info("draining, open requests: %d", self._router.num_open)
         deadline_s = asyncio.get_running_loop().time() + self._config.drain_timeout_s
         while self._router.num_open and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(POLL_S)
