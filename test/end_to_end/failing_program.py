@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 
@@ -37,6 +38,8 @@ def break_rank_1() -> None:
 def main(what: str, *keys: str) -> None:
     if what == "meet" and os.environ["RANK"] == "1":
         os.environ["GLOO_SOCKET_IFNAME"] = "nowhere0"
+    if what == "break" and os.environ["RANK"] == "0":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, as soon as rank 1 has ended
     if what == "break":
         break_rank_1()
     if what == "idle":
