@@ -67,7 +67,8 @@ def under_torchrun(num_ranks: int, job: list[dict[str, object]], folder: Path) -
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(num_ranks), str(TEST / "end_to_end/ranks_program.py")]
     command += [str(folder / "job.json"), str(folder / "out.json")]
-    environ = {**os.environ, "PYTHONPATH": f"{REPO}:{TEST}"}
+    paths = [str(REPO), str(TEST), os.environ.get("PYTHONPATH", "")]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
         family = [psutil.Process(process.pid)]
         try:
