@@ -180,6 +180,7 @@ def follow(config: ServeConfig, spec: ModelSpec, environ: Mapping[str, str]) -> 
         rank=meeting.here.rank,
         log_dir=config.log_dir if started else None,
         started=started,
+        console_level=logging.WARNING,  # what goes well is the leader's to say, once
         secrets=secrets_of(config),
     )
     channel: WorkerChannel[ToWorker, FromWorker] = WorkerChannel.connect(

@@ -52,6 +52,8 @@ class TorchrunRank:
             started, remedy = "there is one rank", f"torchrun --nproc_per_node {needed} {program}"
         elif self.world_size != self.num_local_ranks:
             remedy = f"as many nodes and ranks on each (--nproc_per_node) as make {needed}"
+        if self.world_size > 1:
+            remedy += f", or sizes whose product is {self.world_size}"
         raise ConfigError(
             f"{started} but infer.tp_size={infer.tp_size}, infer.pp_size={infer.pp_size} and "
             f"deploy.replicas={config.deploy.replicas} need {needed}: use {remedy}"

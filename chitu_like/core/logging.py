@@ -4,6 +4,7 @@
 user's program); everybody else writes `logger = logging.getLogger(__name__)`.
 """
 
+import copy
 import logging
 import sys
 import time
@@ -26,11 +27,13 @@ def configure_logging(
     log_dir: str | Path | None = None,
     started: str | None = None,
     level: int = logging.INFO,
+    console_level: int = logging.INFO,
     secrets: Sequence[str] = (),
 ) -> Path | None:
     """Send this package's log to stderr and to `log_dir/<started>/rankN.log`.
 
-    A second call replaces the first; loggers of other packages are left alone.
+    Where there is a file, stderr gets one line of an exception and the file gets its trace. A second
+    call replaces the first; loggers of other packages are left alone.
 
     Args:
         rank: the rank that stands in every line; a process that is none says its role ("http"),
@@ -38,12 +41,15 @@ def configure_logging(
         log_dir: folder of all runs; None writes no file.
         started: the run's folder, the same on every rank; None: now.
         level: least severe level written.
+        console_level: least severe level written to stderr.
         secrets: texts replaced by *** wherever they would be written.
 
     Returns: the file written to, or None.
     Raises: ConfigError if the folder cannot be made or the file not opened.
     """
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(console_level)
+    handlers: list[logging.Handler] = [console]
     name = f"rank{rank}" if isinstance(rank, int) else rank
     path = None
     if log_dir is not None:
@@ -53,9 +59,9 @@ def configure_logging(
     for old in list(logger.handlers):
         logger.removeHandler(old)
         old.close()
-    formatter = LineFormatter(name, secrets)
     for handler in handlers:
-        handler.setFormatter(formatter)
+        is_file = isinstance(handler, logging.FileHandler)
+        handler.setFormatter(LineFormatter(name, secrets, None if is_file else path))
         logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
@@ -81,20 +87,40 @@ class LineFormatter(logging.Formatter):
     Args:
         name: what stands in the place of the rank.
         secrets: texts to mask.
+        trace_file: where another formatter writes the traces that this one leaves out; None: here.
     """
 
-    def __init__(self, name: str, secrets: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, secrets: Sequence[str] = (), trace_file: Path | None = None
+    ) -> None:
         super().__init__(f"%(asctime)s.%(msecs)03d %(levelname)-7s {name} %(name)s: %(message)s")
         self.datefmt = "%Y-%m-%d %H:%M:%S"
+        self._trace_file = trace_file
         self._secrets = tuple(sorted(filter(None, secrets), key=len, reverse=True))
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record; see the class."""
+        if self._trace_file is not None and record.exc_info and record.exc_info[1]:
+            record = _without_trace(record, record.exc_info[1], self._trace_file)
         text = super().format(record)
         for secret in self._secrets:
             text = text.replace(secret, "***")
         first, *rest = text.split("\n")
         return "\n    ".join(map(_printable, [first, *rest]))
+
+
+def _without_trace(
+    record: logging.LogRecord, error: BaseException, trace_file: Path
+) -> logging.LogRecord:
+    """The record with the exception in one line. Other handlers still have theirs whole."""
+    message = record.getMessage()
+    cause = str(error).strip().partition("\n")[0]
+    if not cause or cause not in message:
+        message += f": {type(error).__name__}" + (f": {cause}" if cause else "")
+    short = copy.copy(record)
+    short.msg, short.args = f"{message} (trace in {trace_file})", ()
+    short.exc_info = short.exc_text = None
+    return short
 
 
 def _printable(line: str) -> str:

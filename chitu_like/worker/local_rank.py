@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +29,8 @@ from chitu_like.worker.messages import (
 )
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.options import RunnerOptions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,13 @@ class LocalRank:
         set_thread_count(
             self.node.num_local_ranks, weight_bytes=num_bytes // options.parallel.num_ranks
         )
+        if (parallel := options.parallel).num_ranks > 1:
+            logger.info(
+                "process %d on %s, %s: stage %d of %d with layers %d to %d, place %d of %d in it",
+                os.getpid(), socket.gethostname(), device,
+                parallel.pp_rank, parallel.pp_size, options.layers[0], options.layers[-1],
+                parallel.tp_rank, parallel.tp_size,
+            )  # fmt: skip
         config = config_from_json(self._prepared.config)
         self._runner = ModelRunner.build(options, self._joined.pipeline)
         report = self._runner.load(

@@ -36,6 +36,7 @@ class TorchrunExecutor:
         self._is_sampled_here = own.runner.samples
         self._step_ids: deque[int] = deque()
         self._is_shut_down = False
+        losses.doing = "idle before the first step"
 
     @property
     def max_in_flight(self) -> int:
@@ -62,9 +63,11 @@ class TorchrunExecutor:
             output = self._local.collect()
             if not self._is_sampled_here:
                 output = self._receive()
-        self._step_ids.popleft()
+        step_id = self._step_ids.popleft()
         if self._step_ids:
             self._note_step()
+        else:
+            self._losses.doing = f"idle after step {step_id}"
         return output
 
     def shutdown(self) -> None:

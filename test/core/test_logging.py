@@ -66,3 +66,39 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
         ConfigError, match=r"^log_dir: cannot write .*set log_dir to a writable folder$"
     ):
         configure_logging(rank=0, log_dir=tmp_path / "file")
+
+
+def test_a_trace_goes_to_the_file_and_its_last_line_to_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure_logging(rank=1, log_dir=tmp_path, started="x")
+    try:
+        raise RuntimeError("connection closed by peer\nmore of it")
+    except RuntimeError:
+        logging.getLogger("chitu_like").exception("the step failed")
+        logging.getLogger("chitu_like").exception("the step failed: connection closed by peer")
+    assert path is not None
+    assert path.read_text().count("Traceback (most recent call last)") == 2
+    first, second = capsys.readouterr().err.splitlines()
+    end = f"(trace in {path})"
+    assert first.endswith(f": the step failed: RuntimeError: connection closed by peer {end}")
+    assert second.endswith(f": the step failed: connection closed by peer {end}")
+
+
+def test_without_a_file_stderr_has_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(rank=1)
+    try:
+        raise RuntimeError("no room")
+    except RuntimeError:
+        logging.getLogger("chitu_like").exception("the step failed")
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_the_console_may_hear_less_than_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure_logging(rank=1, log_dir=tmp_path, started="x", console_level=logging.WARNING)
+    logging.getLogger("chitu_like").info("all is well")
+    assert path is not None
+    assert path.read_text().endswith("all is well\n")
+    assert capsys.readouterr().err == ""

@@ -147,6 +147,16 @@ def test_a_lost_rank_is_named_with_the_oldest_step_that_is_not_through() -> None
     assert not own.has_left  # the groups' peers are dead
 
 
+def test_a_rank_that_is_lost_between_steps_is_lost_idle() -> None:
+    executor, _, losses, _ = executor_of(tiny_runner())
+    assert losses.doing == "idle before the first step"
+    executor.submit(batches(1)[0])
+    assert losses.doing == "at step 0"
+    executor.collect()
+    assert losses.doing == "idle after step 0"
+    executor.shutdown()
+
+
 def test_a_worker_that_failed_in_a_step_is_named() -> None:
     failed = Failed("MemoryError: full", is_users_mistake=False, step_id=0)
     executor, channel, *_ = executor_of(first_stage(), failed)
