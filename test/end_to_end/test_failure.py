@@ -28,6 +28,8 @@ LAYOUTS = {
     "tp 2": ("infer.tp_size=2",),
     "pp 2": ("infer.pp_size=2",),
 }
+HYBRID = {"tp 2 x pp 2": ("infer.tp_size=2", "infer.pp_size=2")}
+PLACES = [*((layout, rank) for layout in LAYOUTS for rank in (0, 1)), ("tp 2 x pp 2", 3)]
 
 
 @pytest.fixture
@@ -39,14 +41,14 @@ def own(tmp_path: Path) -> Iterator[list[Server]]:
         server.close()
 
 
-def start(own: list[Server], tmp_path: Path, *keys: str) -> Server:
-    server = Server(tmp_path, *keys, num_ranks=2)
+def start(own: list[Server], tmp_path: Path, *keys: str, num_ranks: int = 2) -> Server:
+    server = Server(tmp_path, *keys, num_ranks=num_ranks)
     own.append(server)
     return server.wait_ready()
 
 
 def ranks_of(server: Server) -> list[psutil.Process]:
-    """The processes of both ranks, in order."""
+    """The processes of all ranks, in order."""
     own = [process for process in server.family() if "RANK" in process.environ()]
     own = [process for process in own if "chitu_like" in process.cmdline()]
     return sorted(own, key=lambda process: int(process.environ()["RANK"]))
@@ -65,13 +67,14 @@ def assert_all_gone(family: list[psutil.Process]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("layout", "rank"), PLACES)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_dies_or_stands_still_is_told_to_every_client(
     own: list[Server], tmp_path: Path, layout: str, rank: int, number: signal.Signals
 ) -> None:
-    server = start(own, tmp_path, *LAYOUTS[layout], f"serve.stall_timeout_s={STALL_TIMEOUT_S:g}")
+    num_ranks = 4 if layout in HYBRID else 2
+    keys = (*(LAYOUTS | HYBRID)[layout], f"serve.stall_timeout_s={STALL_TIMEOUT_S:g}")
+    server = start(own, tmp_path, *keys, num_ranks=num_ranks)
     family = server.family()
     streams = [long_stream(server, 400) for _ in range(3)]
     for stream in streams:
@@ -100,11 +103,11 @@ def test_a_rank_that_dies_or_stands_still_is_told_to_every_client(
             process.kill()
     assert server.process.wait(60) != 0
     assert_all_gone(family)
-    if rank == 1:
+    if rank > 0:
         (log,) = tmp_path.glob("*/rank0.log")
-        assert re.search(r"ERROR +rank0 .*rank 1 was lost at step \d+: ", log.read_text())
+        assert re.search(rf"ERROR +rank0 .*rank {rank} was lost at step \d+: ", log.read_text())
     codes = exit_codes(server)
-    assert set(codes) == {0, 1}, "".join(server.output)
+    assert set(codes) == set(range(num_ranks)), "".join(server.output)
     assert 0 not in codes.values()
 
 
@@ -239,7 +242,7 @@ def assert_said_of_rank(rank: int, done: subprocess.CompletedProcess[str], says:
     if rank == 1:  # told to stop, it has nothing to say of its leader's end
         assert "which leads this instance" not in done.stderr
     assert re.search(r"rank +: 0 \(local_rank: 0\)\s+exitcode +: 2", done.stderr)
-    assert f'File "{REPO}' not in done.stderr  # no trace of ours
+    assert f'File "{REPO}/chitu_like' not in done.stderr  # no trace of ours
 
 
 @pytest.mark.slow
@@ -257,7 +260,7 @@ def test_a_mistake_is_said_once(tmp_path: Path, keys: tuple[str, ...], says: str
     assert done.returncode != 0
     (line,) = (s for s in done.stderr.splitlines() if s.startswith("chitu_like: "))
     assert says in line
-    assert f'File "{REPO}' not in done.stderr  # no trace of ours
+    assert f'File "{REPO}/chitu_like' not in done.stderr  # no trace of ours
 
 
 def run_program(num_ranks: int, what: str, *keys: str) -> subprocess.CompletedProcess[str]:

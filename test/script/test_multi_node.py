@@ -402,7 +402,11 @@ def test_what_a_node_lacks_is_one_sentence(cluster: Cluster) -> None:
     assert code == 1
     assert "[localhost] no folder /nowhere on this node" in err
     (cluster.programs / "torchrun").unlink()
-    code, _, err = cluster.start("ssh_multi_node.sh", "localhost", "1", "x.py").end()
+    # An environment that is active: else that of this checkout, where there is one, would be taken.
+    active = str(cluster.root / "venv")
+    code, _, err = cluster.start(
+        "ssh_multi_node.sh", "localhost", "1", "x.py", VIRTUAL_ENV=active
+    ).end()
     assert code == 1
     assert "no torchrun on this node's PATH" in err
 
