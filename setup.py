@@ -52,6 +52,7 @@ TEST_REQUIREMENTS = [
     "sentencepiece",
     "tiktoken",
     "transformers>=4.57",
+    "triton; platform_system == 'Linux'",  # its interpreter, where torch comes without it
     "types-PyYAML",
     "types-psutil",
 ]

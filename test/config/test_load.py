@@ -105,7 +105,7 @@ def test_model_names_ignore_case(name: str) -> None:
         (
             "infer.attn_type=flash_attn",
             "infer.attn_type=flash_attn: this version does not have that backend yet; "
-            "use auto, ref or sdpa",
+            "use auto, ref, sdpa or triton",
         ),
         (
             "infer.op_impl=triton",

@@ -1,0 +1,142 @@
+"""How the paged attention kernels of ops/triton cut a batch, and how large their tiles are.
+
+Apart from the kernels, so that planning needs no Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MIN_SIDE = 16
+"""Of a tile: Triton's dot takes no shorter one."""
+
+MAX_HEAD_DIM = 256
+TILE_FIELDS = 5  # of a row of `cut_tiles`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """How a kernel is cut.
+
+    Attributes:
+        rows: query rows of a program: tokens x query heads of a group. A power of two, 16 at least.
+        keys: keys it takes at once, likewise.
+        num_warps, num_stages: as Triton has them.
+    """
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """The tiles of both kernels.
+
+    Attributes:
+        decode: its rows are a minimum: a program holds the whole group of query heads.
+        prefill: of chunks of any length.
+    """
+
+    decode: Tile
+    prefill: Tile
+
+
+def _tiling(decode: tuple[int, int, int], prefill: tuple[int, int, int, int]) -> Tiling:
+    keys, num_warps, num_stages = decode
+    return Tiling(
+        decode=Tile(rows=MIN_SIDE, keys=keys, num_warps=num_warps, num_stages=num_stages),
+        prefill=Tile(rows=prefill[0], keys=prefill[1], num_warps=prefill[2], num_stages=prefill[3]),
+    )
+
+
+TILINGS = {
+    # (head_dim up to, bytes an element): decode keys, warps, stages; prefill rows, keys, warps, stages
+    (64, 2): _tiling((128, 4, 3), (128, 64, 4, 3)),
+    (128, 2): _tiling((64, 4, 3), (128, 64, 8, 3)),
+    (256, 2): _tiling((32, 4, 3), (128, 64, 8, 2)),
+    (64, 4): _tiling((64, 4, 2), (32, 32, 4, 2)),
+    (128, 4): _tiling((16, 4, 2), (32, 16, 8, 2)),
+    (256, 4): _tiling((16, 4, 2), (32, 16, 8, 2)),
+}
+"""A GUESS for H100 and H200, NOT MEASURED YET.
+
+All that is known, from compiling for sm_90 with Triton 3.9: bfloat16 prefill takes 48, 96 and 192 KiB
+of shared memory by row, of 227 there are, and nothing spills registers but for a few bytes at 256.
+float32 is here to be compared with, not to be fast.
+"""
+
+
+def tiling_for(head_dim: int, dtype: torch.dtype) -> Tiling:
+    """The row of TILINGS for heads of `head_dim`, at most MAX_HEAD_DIM."""
+    limit = max(64, 1 << (head_dim - 1).bit_length())
+    return TILINGS[limit, dtype.itemsize]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Where the splits of a batch leave what they found; the layers share it, one after the other.
+
+    Attributes:
+        count: splits of each request, a power of two.
+        outputs: [num_reqs, num_heads, count, head_dim] float32; empty for one split.
+        log_sums: [num_reqs, num_heads, count] float32; empty for one split.
+    """
+
+    count: int
+    outputs: Tensor
+    log_sums: Tensor
+
+    @classmethod
+    def allocate(
+        cls, count: int, *, num_reqs: int, num_heads: int, head_dim: int, device: torch.device
+    ) -> Splits:
+        """Room for a batch of `num_reqs`, padding included."""
+        shape = (num_reqs if count > 1 else 0, num_heads, count)
+        return cls(
+            count=count,
+            outputs=torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
+            log_sums=torch.empty(shape, dtype=torch.float32, device=device),
+        )
+
+
+def cut_tiles(
+    query_lens: NDArray[np.int32],
+    context_lens: NDArray[np.int32],
+    num_leading: int,
+    *,
+    group: int,
+    rows: int,
+) -> NDArray[np.int32]:
+    """The tiles of a batch's chunks, those that see the most keys first.
+
+    A device takes programs in order: long ones at the end would have it wait for a few.
+
+    Args:
+        query_lens: [num_reqs] tokens of each request in the batch.
+        context_lens: [num_reqs] tokens each has in the cache, those included.
+        num_leading: requests at the front that get no tiles.
+        group: query heads of a key-value head.
+        rows: of a tile.
+
+    Returns: [num_tiles, 5]: the request, where its tokens start in the batch, their number, the
+        tokens before them, and the tile's first row.
+    """
+    starts = np.cumsum(query_lens) - query_lens
+    requests = np.arange(num_leading, len(query_lens))
+    counts = -(-query_lens[requests] * group // rows)
+    request = np.repeat(requests, counts)
+    index = np.arange(len(request)) - np.repeat(np.cumsum(counts) - counts, counts)
+    prefix_lens = context_lens - query_lens
+    first_rows = index * rows
+    tiles = np.stack(
+        (request, starts[request], query_lens[request], prefix_lens[request], first_rows), 1
+    )
+    order = np.argsort(-(prefix_lens[request] + first_rows // group), kind="stable")
+    return tiles[order].astype(np.int32)

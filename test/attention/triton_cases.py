@@ -1,0 +1,233 @@
+"""The `triton` backend against `ref`; test_triton.py runs this file in Triton's interpreter.
+
+By hand: `TRITON_INTERPRET=1 pytest test/attention/triton_cases.py --slow` on a CPU, and without the
+variable on a CUDA device, where the same cases run compiled.
+"""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from tolerance import assert_op_close
+from torch import Tensor
+
+from chitu_like.attention.base import AttentionSpec, ForwardBatch, LayerKVCache
+from chitu_like.attention.ref import RefBackend
+from chitu_like.attention.triton import TritonBackend
+from chitu_like.ops.attention_tiles import Tile, Tiling
+from chitu_like.ops.triton.paged_attention import is_interpreted
+
+DEVICE = torch.device("cpu" if is_interpreted() else "cuda")
+# Small tiles: several of them, and several splits, on contexts that an interpreter can walk.
+TILE = Tile(rows=16, keys=16, num_warps=4, num_stages=2)
+TILING = Tiling(decode=TILE, prefill=TILE)
+
+Requests = list[tuple[int, int]]  # (query tokens, context tokens) of each, decodes first
+BATCHES: dict[str, Requests] = {
+    "first token": [(1, 1)],
+    "one decode": [(1, 83)],
+    "a decode of less than its splits": [(1, 17), (1, 16)],
+    "uneven decodes": [(1, 3), (1, 97), (1, 32), (1, 1)],
+    "prompt": [(37, 37)],
+    "chunk with prefix": [(9, 70)],
+    "mixed": [(1, 20), (1, 51), (8, 8), (21, 50), (1, 5)],
+}
+WINDOWS = (None, 1, 6, 40)
+
+
+def make_spec(
+    num_heads: int = 6,
+    num_kv_heads: int = 2,
+    head_dim: int = 16,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> AttentionSpec:
+    return AttentionSpec(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        windows=WINDOWS,
+        block_size=block_size,
+        dtype=dtype,
+        device=DEVICE,
+    )
+
+
+def leading_ones(counts: list[int]) -> int:
+    return next((row for row, count in enumerate(counts) if count > 1), len(counts))
+
+
+def make_batch(
+    spec: AttentionSpec, requests: Requests, num_decodes: int | None = None
+) -> tuple[ForwardBatch, Tensor]:
+    """A batch whose blocks lie anywhere, and its queries, a slice of a wider tensor.
+
+    Decodes are the leading requests of one token, or `num_decodes` of them.
+
+    What no token of it is stored in is NaN: blocks, and the rest of the last ones.
+    """
+    num_blocks = [-(-context // spec.block_size) for _, context in requests]
+    free = random.sample(range(2 * sum(num_blocks) + 1), sum(num_blocks))
+    shape = (2 * sum(num_blocks) + 1, spec.block_size, spec.num_kv_heads, spec.head_dim)
+    k, v = (torch.full(shape, torch.nan, dtype=spec.dtype) for _ in range(2))
+    tables = torch.zeros(len(requests), max(num_blocks), dtype=torch.int32)
+    for row, (_, context) in enumerate(requests):
+        for index in range(num_blocks[row]):
+            block = tables[row, index] = free.pop()
+            length = min(spec.block_size, context - index * spec.block_size)
+            for part in (k, v):
+                part[block, :length] = torch.randn(length, *shape[2:]).to(spec.dtype)
+    query_lens = [queries for queries, _ in requests]
+    empty = torch.empty(0, dtype=torch.int64)
+    batch = ForwardBatch(
+        input_ids=empty,  # backends look at neither these nor where tokens are stored
+        positions=empty,
+        slot_mapping=empty,
+        block_tables=tables.to(DEVICE),
+        query_lens=query_lens,
+        context_lens=[context for _, context in requests],
+        num_decodes=leading_ones(query_lens) if num_decodes is None else num_decodes,
+        logits_indices=empty,
+        kv_caches={0: LayerKVCache(k.to(DEVICE), v.to(DEVICE))},
+    )
+    merged = torch.randn(sum(query_lens), spec.num_heads + 3, spec.head_dim).to(spec.dtype)
+    return batch, merged.to(DEVICE)[:, 1 : 1 + spec.num_heads]
+
+
+def check(
+    spec: AttentionSpec,
+    requests: Requests,
+    *,
+    windows: tuple[int | None, ...] = (None,),
+    num_splits: int = 4,
+    tiling: Tiling | None = TILING,
+    num_decodes: int | None = None,
+) -> None:
+    """Compare with `ref`, which is given zeros for NaN: it reads whole blocks."""
+    batch, q = make_batch(spec, requests, num_decodes)
+    num_programs = num_splits * batch.num_decodes * spec.num_kv_heads
+    backend = TritonBackend(spec, tiling=tiling, num_programs=num_programs)
+    ref = RefBackend(spec)
+    metadata = backend.plan(batch)
+    kept = q.clone()
+    cache = batch.kv_caches[0]
+    for window in windows:
+        out = backend.run(q, cache, metadata, scale=0.3, window=window)
+        expected = ref.run(
+            q.float(),
+            LayerKVCache(*(part.float().nan_to_num() for part in cache)),
+            ref.plan(batch),
+            scale=0.3,
+            window=window,
+        )
+        assert out.dtype == spec.dtype
+        assert_op_close(out, expected)
+    assert torch.equal(q, kept)
+
+
+def test_a_mixed_batch_is_attended_as_ref_does() -> None:
+    check(make_spec(), BATCHES["mixed"], windows=(None, 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block_size", "num_splits"), [(1, 4), (16, 1), (24, 8), (128, 2)])
+@pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES)
+def test_any_block_size_window_and_number_of_splits(
+    requests: Requests, block_size: int, num_splits: int
+) -> None:
+    spec = make_spec(3, 1, head_dim=8, block_size=block_size)
+    check(spec, requests, windows=WINDOWS, num_splits=num_splits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads"), [(1, 1), (5, 5), (5, 1), (14, 2), (20, 1), (9, 3)]
+)
+def test_any_grouping_and_dtype(num_heads: int, num_kv_heads: int, dtype: torch.dtype) -> None:
+    check(make_spec(num_heads, num_kv_heads, 12, dtype=dtype), BATCHES["mixed"], num_splits=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+def test_the_tiles_of_the_table_serve_their_head_dims(head_dim: int, dtype: torch.dtype) -> None:
+    spec = make_spec(4, 2, head_dim, dtype=dtype)
+    requests = [(1, 300), (1, 64), (40, 40), (70, 200)]
+    check(spec, requests, windows=(None, 70), num_splits=2, tiling=None)
+
+
+@pytest.mark.slow
+def test_random_batches() -> None:
+    for _ in range(8):
+        num_kv_heads = random.randint(1, 8)
+        spec = make_spec(
+            num_kv_heads * random.randint(1, 4),
+            num_kv_heads,
+            random.choice((4, 16, 20)),
+            random.choice((1, 8, 16, 32, 100)),
+        )
+        requests = [(1, random.randint(1, 150)) for _ in range(random.randint(0, 3))]
+        for _ in range(random.randint(0 if requests else 1, 2)):
+            num_tokens = random.randint(1, 40)
+            requests.append((num_tokens, num_tokens + random.randint(0, 90)))
+        num_decodes = random.randint(0, leading_ones([count for count, _ in requests]))
+        check(
+            spec,
+            requests,
+            windows=(None, random.randint(1, 60)),
+            num_splits=random.randint(1, 8),
+            num_decodes=num_decodes,
+        )
+
+
+@pytest.mark.parametrize("num_programs", [16, 1])
+def test_padding_requests_get_zeros_and_change_nothing(num_programs: int) -> None:
+    spec = make_spec()
+    backend = TritonBackend(spec, tiling=TILING, num_programs=num_programs)
+    batch, q = make_batch(spec, [(1, 45), (1, 33)])
+    plan = backend.plan(batch)
+    padded = backend.plan(
+        dataclasses.replace(
+            batch,
+            block_tables=torch.cat((batch.block_tables, torch.zeros_like(batch.block_tables))),
+            query_lens=[1] * 4,
+            context_lens=[45, 33, 0, 0],
+            num_decodes=4,
+        )
+    )
+    cache = batch.kv_caches[0]
+    out = backend.run(torch.cat((q, q)), cache, padded, scale=0.3, window=None)
+    assert_op_close(out[:2], backend.run(q, cache, plan, scale=0.3, window=None))
+    assert torch.equal(out[2:], torch.zeros_like(out[2:]))
+
+
+@pytest.mark.parametrize("num_programs", [16, 1])
+def test_a_plan_of_decodes_serves_other_lengths_in_the_same_memory(num_programs: int) -> None:
+    """What a CUDA graph needs; on a CUDA device it is one."""
+    spec = make_spec()
+    backend = TritonBackend(spec, tiling=TILING, num_programs=num_programs)
+    batch, q = make_batch(spec, [(1, 90), (1, 70), (1, 33)])
+    cache = batch.kv_caches[0]
+    plan = backend.plan(batch)
+
+    def run() -> Tensor:
+        return backend.run(q, cache, plan, scale=0.3, window=40)
+
+    replay = run
+    if DEVICE.type == "cuda":
+        run()  # compiled before the capture
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+    for context_lens in ([90, 70, 33], [1, 64, 20], [17, 1, 33]):
+        plan.context_lens.copy_(torch.tensor(context_lens))
+        other = backend.plan(dataclasses.replace(batch, context_lens=context_lens))
+        expected = backend.run(q, cache, other, scale=0.3, window=40)
+        assert torch.equal(replay(), expected)
