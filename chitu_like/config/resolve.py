@@ -81,9 +81,7 @@ class _Resolver:
                 "bounds the host memory of waiting prompts",
             ),
             attn_type=self._name("infer.attn_type", infer.attn_type, "sdpa", f"fast on {device}"),
-            op_impl=self._name(
-                "infer.op_impl", infer.op_impl, "torch", "the only one in this version"
-            ),
+            op_impl=self._op_impl(on_cpu),
             use_cuda_graph=self._use_cuda_graph(device),
             swap_space_bytes=self._swap_space_bytes(on_cpu),
             enable_prefix_caching=self._prefix_caching(),
@@ -188,6 +186,15 @@ class _Resolver:
             "a longer chunk would hold up the decodes beside it",
         )
         return budget, chunk
+
+    def _op_impl(self, on_cpu: bool) -> str:
+        asked = self.config.infer.op_impl
+        if asked == "triton" and on_cpu:
+            raise ConfigError("infer.op_impl=triton: needs a CUDA device; use auto or torch")
+        auto, reason = "triton", "fused all-reduces; ops without such a twin take torch"
+        if on_cpu:
+            auto, reason = "torch", "the only one on cpu"
+        return self._name("infer.op_impl", asked, auto, reason)
 
     def _use_cuda_graph(self, device: DeviceType) -> bool:
         if self.config.infer.use_cuda_graph == "auto":

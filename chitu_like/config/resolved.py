@@ -34,7 +34,7 @@ class ResolvedConfig:
         max_queued_requests: waiting requests at most.
         max_queued_tokens: prompt tokens of waiting requests at most.
         attn_type: name of the attention backend.
-        op_impl: which twin of each op computes.
+        op_impl: which twin of each op computes; the plain one where an op has none of that kind.
         use_cuda_graph: decode steps are captured.
         swap_space_bytes: host memory for preempted requests.
         enable_prefix_caching: blocks of equal prefixes are shared (never with the skew cache).

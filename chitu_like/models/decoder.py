@@ -152,7 +152,7 @@ class DecoderModel(Model):
         assert spec.rope is not None, f"{spec.architecture} has no rotary positions"
         vocab_size, hidden_size, parallel = spec.vocab_size, spec.hidden_size, options.parallel
         # A fused kernel is no choice where the plain implementations are asked for.
-        norms_reduce = self.layer_class.norms_reduce and options.op_impl == "auto"
+        norms_reduce = self.layer_class.norms_reduce and options.op_impl != "torch"
         options = replace(options, norms_reduce=norms_reduce and parallel.tp_size > 1)
         self._summing = parallel.tp if options.norms_reduce else None
         is_tied_head = parallel.is_last_stage and spec.tie_word_embeddings

@@ -70,10 +70,16 @@ def test_a_cpu() -> None:
 def test_a_gpu() -> None:
     done = resolved(H200)
     assert (done.device, done.block_size, done.max_num_batched_tokens) == ("cuda", 16, 8192)
+    assert done.op_impl == "triton"
     assert done.swap_space_bytes == 4 * GIB
     assert reason(done, "infer.device") == "NVIDIA H200"
     small_host = resolved(replace(H200, host_free_bytes=2 * GIB))
     assert small_host.swap_space_bytes == GIB // 2
+
+
+def test_triton_ops_are_refused_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="infer.op_impl=triton: needs a CUDA device"):
+        resolved(CPU, "infer.op_impl=triton")
 
 
 def test_what_is_given_stays() -> None:
