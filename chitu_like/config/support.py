@@ -13,13 +13,13 @@ def check_supported(config: ServeConfig) -> None:
     infer = config.infer
     no_graphs = "this version runs every step eagerly; use auto or false"
     unquantised = "this version serves unquantised checkpoints; leave it out"
-    no_kernels = "this version computes with torch; use auto or torch"
+    no_kernels = "this version has no compiled kernels; use auto, torch or triton"
     later = (
         ("infer.ep_size", infer.ep_size, infer.ep_size == 1,
          "this version has no models with experts; use 1"),
         ("infer.attn_type", infer.attn_type, infer.attn_type in ("auto", "ref", "sdpa", "triton"),
          "this version does not have that backend yet; use auto, ref, sdpa or triton"),
-        ("infer.op_impl", infer.op_impl, infer.op_impl in ("auto", "torch"), no_kernels),
+        ("infer.op_impl", infer.op_impl, infer.op_impl != "cuda", no_kernels),
         ("infer.use_cuda_graph", infer.use_cuda_graph, infer.use_cuda_graph is not True, no_graphs),
         ("infer.kv_cache_dtype", infer.kv_cache_dtype, infer.kv_cache_dtype == "auto",
          "this version keeps the KV cache in the model's dtype; use auto"),

@@ -108,8 +108,8 @@ def test_model_names_ignore_case(name: str) -> None:
             "use auto, ref, sdpa or triton",
         ),
         (
-            "infer.op_impl=triton",
-            "infer.op_impl=triton: this version computes with torch; use auto or torch",
+            "infer.op_impl=cuda",
+            "infer.op_impl=cuda: this version has no compiled kernels; use auto, torch or triton",
         ),
         (
             "infer.use_cuda_graph=true",
