@@ -46,7 +46,7 @@ def _take_tiles(
             block = tl.load(table + at // BLOCK_SIZE, mask=is_key, other=0)
         else:
             block = tl.load(table + at // BLOCK_SIZE)
-        slot = block.to(tl.int64) * block_stride + at % BLOCK_SIZE * slot_stride
+        slot = block.to(tl.int64) * block_stride + (at % BLOCK_SIZE).to(tl.int64) * slot_stride
         where = slot[:, None] + dims[None, :]
         if IS_MASKED:
             mask = is_key[:, None] & (dims < HEAD_DIM)[None, :]
