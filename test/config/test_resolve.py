@@ -78,7 +78,7 @@ def test_a_gpu() -> None:
 
 
 def test_triton_ops_are_refused_on_a_cpu() -> None:
-    with pytest.raises(ConfigError, match="infer.op_impl=triton: needs a CUDA device"):
+    with pytest.raises(ConfigError, match=r"infer\.op_impl=triton: needs a CUDA device"):
         resolved(CPU, "infer.op_impl=triton")
 
 
