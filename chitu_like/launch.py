@@ -21,6 +21,7 @@ from rich.console import Console
 from chitu_like.config.load import load_config
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import secrets_of
+from chitu_like.core.ending import DONE, FAILED, INTERRUPTED, LAST_WORDS_S, USER_MISTAKE
 from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.logging import configure_logging, start_time
 from chitu_like.core.parent import signal_when_parent_dies
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
     from chitu_like.instance import LoadedEngine
 
 logger = logging.getLogger(__name__)
-
-DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
-LAST_WORDS_S = 5.0
-"""torchrun ends all ranks as soon as one ends; rank 0 alone says why, so the others wait for it."""
 
 
 class _Interrupted(BaseException):
@@ -62,9 +59,7 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
     here = TorchrunRank.from_environ(environ)
     try:
         config = load_config(overrides, environ=environ)
-        Ordering(config.scheduler.type)
-        make_policy(config.router.policy)
-        files = read_model_files(config)
+        files = check_before_start(config)
         here.check(config)  # last: whoever follows its advice meets no other refusal
         if config.deploy.replicas > 1:
             _interrupt_on_signals()
@@ -92,6 +87,16 @@ def launch(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) ->
     except Exception:
         logger.exception("the service failed")
         return FAILED
+
+
+def check_before_start(config: ServeConfig) -> ModelFiles:
+    """Find every mistake that needs no torch; what the model's files say.
+
+    Raises: ChituError.
+    """
+    Ordering(config.scheduler.type)
+    make_policy(config.router.policy)
+    return read_model_files(config)
 
 
 def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) -> int:

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from types import FrameType, TracebackType
 
 from chitu_like.config.schema import ServeConfig
+from chitu_like.core.ending import DONE, FAILED, INTERRUPTED, USER_MISTAKE
 from chitu_like.core.errors import ConfigError
-from chitu_like.launch import DONE, FAILED, INTERRUPTED, USER_MISTAKE
 
 KILL_AFTER_DRAIN_S = 10
 """What ranks may take to end once the drain is over."""

@@ -19,6 +19,7 @@ import torch
 from chitu_like.cluster.placement import InstancePlacement
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import secrets_of
+from chitu_like.core.ending import DONE, FAILED, LAST_WORDS_S
 from chitu_like.core.garbage import freeze_loaded_objects
 from chitu_like.core.logging import configure_logging
 from chitu_like.core.model_spec import ModelSpec
@@ -38,18 +39,14 @@ from chitu_like.engine.endpoint import EngineEndpoint, serve
 from chitu_like.instance import LoadedEngine, load_engine
 from chitu_like.layout import placement_of
 from chitu_like.model_files import ModelFiles
-from chitu_like.torchrun import TorchrunRank
+from chitu_like.torchrun import MEETING_TIMEOUT_S, TorchrunRank
 from chitu_like.worker.crew import Crew
 from chitu_like.worker.local_rank import LocalRank, Node
 from chitu_like.worker.losses import Losses
 from chitu_like.worker.messages import FromWorker, ToWorker
-from chitu_like.worker.worker import DONE, FAILED, LAST_WORDS_S, Worker
+from chitu_like.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-MEETING_TIMEOUT_S = 300.0
-"""Nodes may start minutes apart, and read torch from a slow disk. It also bounds one collective; an
-instance may be idle for longer."""
 
 
 class _Meeting:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import ConfigError
 
+MEETING_TIMEOUT_S = 300.0
+"""Nodes may start minutes apart, and read torch from a slow disk. It also bounds one collective; an
+instance may be idle for longer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TorchrunRank:

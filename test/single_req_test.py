@@ -22,8 +22,9 @@ from rich.console import Console
 
 from chitu_like import LLM
 from chitu_like.bench.random_prompts import random_prompts
-from chitu_like.cli.command_line import DONE, FAILED, run_reporting
+from chitu_like.cli.command_line import run_reporting
 from chitu_like.config.load import load_config
+from chitu_like.core.ending import DONE, FAILED
 from chitu_like.core.errors import ConfigError, UnsupportedError
 from chitu_like.core.output import RequestOutput
 

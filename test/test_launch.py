@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from chitu_like.launch import LAST_WORDS_S, launch
+from chitu_like.core.ending import LAST_WORDS_S
+from chitu_like.launch import launch
 
 REPO = Path(__file__).resolve().parents[1]
 

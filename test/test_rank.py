@@ -9,7 +9,7 @@ import time
 import pytest
 
 from chitu_like import rank
-from chitu_like.worker.worker import FAILED, LAST_WORDS_S
+from chitu_like.core.ending import FAILED, LAST_WORDS_S
 
 
 def test_a_rank_that_loses_its_leader_lets_it_have_the_last_word(

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from chitu_like.bench.provenance import provenance
 from chitu_like.bench.result_files import write_json
-from chitu_like.cli.command_line import DONE, Parser, positive_ints
+from chitu_like.cli.command_line import Parser, positive_ints
+from chitu_like.core.ending import DONE
 from chitu_like.core.errors import UnsupportedError
 from chitu_like.distributed.collectives import Group, TorchGroup
 from chitu_like.distributed.symmetric import make_tp_group

@@ -27,7 +27,8 @@ from rich.table import Table
 from chitu_like.bench.idle_rank import SILENCE_S, VOCAB_SIZE, IdleRank, Seat
 from chitu_like.bench.provenance import provenance
 from chitu_like.bench.result_files import write_json
-from chitu_like.cli.command_line import DONE, Parser, positive_int, positive_ints
+from chitu_like.cli.command_line import Parser, positive_int, positive_ints
+from chitu_like.core.ending import DONE
 from chitu_like.core.errors import PeerError
 from chitu_like.core.garbage import freeze_loaded_objects
 from chitu_like.core.output import StepOutput

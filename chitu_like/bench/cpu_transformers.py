@@ -35,9 +35,10 @@ from chitu_like.bench.provenance import Provenance, provenance
 from chitu_like.bench.random_prompts import random_prompts
 from chitu_like.bench.result_files import write_json, write_text
 from chitu_like.bench.transformers_run import TransformersRun
-from chitu_like.cli.command_line import DONE, Parser, positive_int
+from chitu_like.cli.command_line import Parser, positive_int
 from chitu_like.config.architecture import read_hf_config
 from chitu_like.config.load import load_config
+from chitu_like.core.ending import DONE
 from chitu_like.core.errors import UnsupportedError
 from chitu_like.llm import LLM
 from chitu_like.worker.device import device_facts

@@ -23,8 +23,9 @@ from chitu_like.bench.engine_run import NO_PREFIX_CACHE, EngineRun, with_default
 from chitu_like.bench.provenance import provenance
 from chitu_like.bench.random_prompts import random_prompt, random_prompts
 from chitu_like.bench.result_files import write_json
-from chitu_like.cli.command_line import DONE, Parser, positive_int, positive_ints
+from chitu_like.cli.command_line import Parser, positive_int, positive_ints
 from chitu_like.config.load import load_config
+from chitu_like.core.ending import DONE
 from chitu_like.llm import LLM
 from chitu_like.worker.device import device_facts
 

@@ -33,9 +33,10 @@ from chitu_like.bench.stage_trace import (
     busy_share,
     write_chrome_trace,
 )
-from chitu_like.cli.command_line import DONE, Parser, positive_int
+from chitu_like.cli.command_line import Parser, positive_int
 from chitu_like.config.load import load_config
 from chitu_like.config.schema import ServeConfig
+from chitu_like.core.ending import DONE
 from chitu_like.core.errors import ConfigError, PeerError
 from chitu_like.layout import placement_of
 from chitu_like.llm import LLM

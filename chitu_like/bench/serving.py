@@ -37,8 +37,8 @@ from chitu_like.bench.serving_report import (
 )
 from chitu_like.bench.traces import read_lengths, read_trace
 from chitu_like.bench.workload import PlannedRequest, plan_requests, plan_trace, prompt_of
-from chitu_like.cli.command_line import DONE, FAILED
 from chitu_like.config.secrets import API_KEYS_VARIABLE
+from chitu_like.core.ending import DONE, FAILED
 from chitu_like.core.errors import ConfigError, PeerError
 
 

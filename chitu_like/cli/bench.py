@@ -7,7 +7,8 @@ import importlib
 from collections.abc import Sequence
 from typing import cast
 
-from chitu_like.cli.command_line import DONE, CommandModule
+from chitu_like.cli.command_line import CommandModule
+from chitu_like.core.ending import DONE
 from chitu_like.core.errors import ConfigError
 
 BENCHMARKS = {

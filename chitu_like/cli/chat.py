@@ -13,13 +13,14 @@ from rich.console import Console
 
 from chitu_like.cli.chat_session import ChatSession
 from chitu_like.cli.chat_source import ChatSource, LocalSource, RemoteSource
-from chitu_like.cli.command_line import DONE, FAILED, Parser
+from chitu_like.cli.command_line import Parser
 from chitu_like.cli.sampling_options import (
     add_sampling_options,
     given_sampling,
     with_given_sampling,
 )
 from chitu_like.config.secrets import API_KEYS_VARIABLE
+from chitu_like.core.ending import DONE, FAILED
 
 
 def run(prog: str, arguments: Sequence[str]) -> int:

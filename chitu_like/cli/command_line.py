@@ -9,10 +9,10 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
+from chitu_like.core.ending import FAILED, INTERRUPTED, USER_MISTAKE
 from chitu_like.core.errors import ChituError, ConfigError
 
 HELP_WIDTH = 90
-DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
 class CommandModule(Protocol):

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from chitu_like.cli.command_line import DONE, Parser
+from chitu_like.cli.command_line import Parser
 from chitu_like.config.keys import known_keys
 from chitu_like.config.load import load_config
 from chitu_like.config.overrides import parse_overrides
 from chitu_like.config.report import show_masked, value_of
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.schema import ServeConfig
+from chitu_like.core.ending import DONE
 from chitu_like.core.errors import CapacityError, ConfigError
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from chitu_like import __version__
-from chitu_like.cli.command_line import DONE, CommandModule, run_reporting
+from chitu_like.cli.command_line import CommandModule, run_reporting
+from chitu_like.core.ending import DONE
 from chitu_like.core.errors import ConfigError
 from chitu_like.openmp import wait_without_spinning
 

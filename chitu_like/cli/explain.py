@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chitu_like.cli.command_line import DONE, Parser
+from chitu_like.cli.command_line import Parser
 from chitu_like.config.explain import explain_key, list_keys
+from chitu_like.core.ending import DONE
 
 
 def run(prog: str, arguments: Sequence[str]) -> int:

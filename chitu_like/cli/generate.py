@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chitu_like.cli.command_line import DONE, INTERRUPTED, Parser
+from chitu_like.cli.command_line import Parser
 from chitu_like.cli.prompt_file import PromptLine, read_prompts
 from chitu_like.cli.result_file import ResultWriter, Row, line_of, open_results, read_results
 from chitu_like.cli.sampling_options import add_sampling_options, with_given_sampling
+from chitu_like.core.ending import DONE, INTERRUPTED
 from chitu_like.core.errors import ChituError, ConfigError
 from chitu_like.core.interrupt import noted_interrupt
 from chitu_like.core.output import RequestOutput

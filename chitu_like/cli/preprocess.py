@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chitu_like.cli.command_line import DONE, USER_MISTAKE, Parser
+from chitu_like.cli.command_line import Parser
 from chitu_like.config.load import load_config
+from chitu_like.core.ending import DONE, USER_MISTAKE
 from chitu_like.core.errors import ChituError, ConfigError
 
 if TYPE_CHECKING:

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 
 from chitu_like.cli.command_line import Parser
 from chitu_like.config.load import load_config
-from chitu_like.launch import launch
+from chitu_like.launch import check_before_start, launch
 from chitu_like.local_ranks import check_devices, run_ranks
-from chitu_like.model_files import read_model_files
-from chitu_like.router.policy import make_policy
-from chitu_like.scheduler.policy import Ordering
 
 
 def run(prog: str, arguments: Sequence[str]) -> int:
@@ -33,10 +30,7 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     config = load_config(overrides)
     if config.num_ranks == 1 or "RANK" in os.environ:  # with RANK, torchrun has started this one
         return launch(overrides)
-    # Every mistake that needs no torch is told here, once, before torchrun starts.
-    Ordering(config.scheduler.type)
-    make_policy(config.router.policy)
-    read_model_files(config)
+    check_before_start(config)  # told here, once, and not by torchrun's ranks
     check_devices(config)
     return run_ranks(
         ["-m", "chitu_like", *overrides],

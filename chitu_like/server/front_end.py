@@ -22,6 +22,7 @@ import uvicorn
 import zmq.asyncio
 from starlette.types import ASGIApp
 
+from chitu_like.core.ending import DONE, FAILED, USER_MISTAKE
 from chitu_like.core.errors import CapacityError, ChituError, ConfigError, PeerError
 from chitu_like.core.logging import configure_logging
 from chitu_like.engine.client import EngineClient
@@ -37,7 +38,6 @@ from chitu_like.server.service import Service
 
 logger = logging.getLogger(__name__)
 
-DRAINED, FAILED, USER_MISTAKE = 0, 1, 2
 LINGER_S = 1.0
 """After a failure: time for error frames to leave and for a probe to see /health turn 503."""
 CLOSE_S = 1.0
@@ -140,7 +140,7 @@ class FrontEnd:
                     await self._end_failed()
                     return FAILED
                 if parts["drain"] in done:
-                    return DRAINED
+                    return DONE
                 if serving in done:
                     logger.error("the HTTP server has ended by itself")
                     return FAILED

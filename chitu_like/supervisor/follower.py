@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from chitu_like.core.ending import DONE, FAILED
 from chitu_like.core.errors import PeerError
 from chitu_like.distributed.channel import WorkerChannel
 from chitu_like.supervisor.child import RANK_PROGRAM, RankChild
@@ -26,7 +27,6 @@ from chitu_like.supervisor.messages import (
 
 logger = logging.getLogger(__name__)
 
-DONE, FAILED = 0, 1
 CONNECT_TIMEOUT_S = 30.0
 
 _Event: TypeAlias = FromRank | ToSupervisor | Signalled | HeadLost

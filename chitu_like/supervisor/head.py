@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from chitu_like.cluster.placement import Placement
+from chitu_like.core.ending import DONE, FAILED, INTERRUPTED, USER_MISTAKE
 from chitu_like.core.errors import PeerError
 from chitu_like.distributed.channel import LeaderChannel
 from chitu_like.supervisor.child import RANK_PROGRAM, RankChild
@@ -35,12 +36,10 @@ from chitu_like.supervisor.messages import (
     ToSupervisor,
     Welcome,
 )
+from chitu_like.torchrun import MEETING_TIMEOUT_S
 
 logger = logging.getLogger(__name__)
 
-DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
-MEETING_TIMEOUT_S = 300.0
-"""Nodes may start minutes apart, and read torch from a slow disk."""
 STOP_TIMEOUT_S = 10.0
 """What supervisors need to end their ranks and to close."""
 

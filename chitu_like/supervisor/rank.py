@@ -19,6 +19,7 @@ from rich.console import Console
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import secrets_of
 from chitu_like.config.tree import config_from_json
+from chitu_like.core.ending import DONE, FAILED, USER_MISTAKE
 from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.logging import configure_logging
 from chitu_like.core.parent import signal_when_parent_dies
@@ -38,7 +39,7 @@ from chitu_like.supervisor.messages import (
     ToRank,
     Welcome,
 )
-from chitu_like.torchrun import TorchrunRank
+from chitu_like.torchrun import MEETING_TIMEOUT_S, TorchrunRank
 
 if TYPE_CHECKING:
     from chitu_like.instance import LoadedEngine
@@ -46,10 +47,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Heard = TypeVar("Heard", Begin, Open, Welcome)
-
-DONE, FAILED, USER_MISTAKE = 0, 1, 2
-MEETING_TIMEOUT_S = 300.0
-"""Nodes may start minutes apart, and read torch from a slow disk."""
 
 
 def main(fd: int) -> int:

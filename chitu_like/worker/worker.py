@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 
+from chitu_like.core.ending import DONE, FAILED, LAST_WORDS_S, USER_MISTAKE
 from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.garbage import freeze_loaded_objects
 from chitu_like.distributed.channel import WorkerChannel
@@ -30,12 +31,8 @@ from chitu_like.worker.pending_step import PendingStep
 
 logger = logging.getLogger(__name__)
 
-DONE, FAILED, USER_MISTAKE = 0, 1, 2
 AWAITED_LAST_WORDS_S = 1.0
 """Where ranks meet or compute, the leader may wait for this very one: its end sets the leader free."""
-LAST_WORDS_S = 5.0
-"""torchrun ends all ranks as soon as one ends. The leader is the one to say why, and has a front end to
-end before; so the others wait for it."""
 
 
 class Worker:

@@ -1,9 +1,9 @@
 from dataclasses import replace
 
 import pytest
+from machines import CPU
 
 from chitu_like.config.architecture import read_model_spec
-from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.load import load_config
 from chitu_like.config.parallel import check_parallel
 from chitu_like.config.resolve import resolve
@@ -52,16 +52,6 @@ def test_a_stage_has_a_layer_at_least() -> None:
 
 def test_a_configuration_is_refused_before_anything_starts() -> None:
     config = load_config(["models=qwen3-8b", "models.load_format=dummy"], environ={})
-    facts = DeviceFacts(
-        device="cpu",
-        name="Xeon",
-        memory_bytes=24 * GIB,
-        free_bytes=20 * GIB,
-        host_free_bytes=20 * GIB,
-        num_devices=1,
-        num_cpu_cores=2,
-        supports_bf16=True,
-    )
     cut = replace(config, infer=replace(config.infer, tp_size=3))
     with pytest.raises(ConfigError, match="tp_size=3 does not divide"):
-        resolve(cut, facts, QWEN3_8B)
+        resolve(cut, CPU, QWEN3_8B)

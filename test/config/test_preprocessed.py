@@ -8,8 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from machines import CPU
 
-from chitu_like.config.device_facts import GIB, DeviceFacts
+from chitu_like.config.device_facts import DeviceFacts
 from chitu_like.config.files import expand_model_path
 from chitu_like.config.load import load_config
 from chitu_like.config.preprocessed import check_preprocessed
@@ -20,16 +21,6 @@ from chitu_like.core.manifest import Manifest, RankFile, digest_of_spec
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layout import layer_partition_of
 
-CPU = DeviceFacts(
-    device="cpu",
-    name="Xeon",
-    memory_bytes=24 * GIB,
-    free_bytes=20 * GIB,
-    host_free_bytes=20 * GIB,
-    num_devices=1,
-    num_cpu_cores=2,
-    supports_bf16=True,
-)
 TINY_CHAT = Path(expand_model_path("models.ckpt_dir", "package:tiny-chat"))
 
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from machines import CPU
 
 from chitu_like.config.architecture import read_model_spec
 from chitu_like.config.device_facts import GIB, DeviceFacts
@@ -13,16 +14,6 @@ from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.settle import settle
 from chitu_like.core.errors import CapacityError, ChituError, ConfigError, UnsupportedError
 
-CPU = DeviceFacts(
-    device="cpu",
-    name="Xeon",
-    memory_bytes=24 * GIB,
-    free_bytes=20 * GIB,
-    host_free_bytes=20 * GIB,
-    num_devices=1,
-    num_cpu_cores=2,
-    supports_bf16=True,
-)
 H200 = replace(CPU, device="cuda", name="NVIDIA H200", memory_bytes=139 * GIB, free_bytes=138 * GIB)
 T4 = replace(H200, name="Tesla T4", supports_bf16=False)
 

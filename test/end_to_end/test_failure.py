@@ -168,25 +168,25 @@ def test_ranks_whose_torchrun_is_killed_finish_their_answers_and_end(
     assert_all_gone(family)
 
 
-def serve(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess[str]:
-    """`torchrun ... -m chitu_like` of two ranks that will not come up."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    command += ["-m", "chitu_like", *keys, "serve.port=0", f"log_dir={tmp_path}"]
+def torchrun(num_ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on so many ranks, to its end."""
     return subprocess.run(
-        command,
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", str(num_ranks), *command),
+        ],
+        cwd=REPO,
         env={**os.environ, "PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def serve(tmp_path: Path, *keys: str) -> subprocess.CompletedProcess[str]:
+    """`torchrun ... -m chitu_like` of two ranks that will not come up."""
+    return torchrun(2, "-m", "chitu_like", *keys, "serve.port=0", f"log_dir={tmp_path}")
 
 
 @pytest.mark.slow
@@ -265,17 +265,8 @@ def test_a_mistake_is_said_once(tmp_path: Path, keys: tuple[str, ...], says: str
 
 def run_program(num_ranks: int, what: str, *keys: str) -> subprocess.CompletedProcess[str]:
     """failing_program.py under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(num_ranks), "test/end_to_end/failing_program.py", what]
-    return subprocess.run(
-        [*command, "models=tiny-chat", "infer.device=cpu", "infer.num_blocks=64", *keys],
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    small = ("models=tiny-chat", "infer.device=cpu", "infer.num_blocks=64")
+    return torchrun(num_ranks, "test/end_to_end/failing_program.py", what, *small, *keys)
 
 
 @pytest.mark.slow
