@@ -9,8 +9,8 @@ Example, one prompt of three tokens in block 5 of a pool with 16-token blocks::
     batch = ForwardBatch(
         input_ids=torch.tensor([7, 8, 9]), positions=torch.tensor([0, 1, 2]),
         slot_mapping=torch.tensor([80, 81, 82]), block_tables=torch.tensor([[5]]),
-        query_lens=[3], context_lens=[3], num_decodes=0,
-        logits_indices=torch.tensor([2]), kv_caches=pool.layers)
+        query_lens=[3], context_lens=[3], device_context_lens=torch.tensor([3], dtype=torch.int32),
+        num_decodes=0, logits_indices=torch.tensor([2]), kv_caches=pool.layers)
     batch.attn_metadata = backend.plan(batch)
     hidden_states = model.forward(batch)
 """
@@ -18,7 +18,7 @@ Example, one prompt of three tokens in block 5 of a pool with 16-token blocks::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -75,6 +75,7 @@ class ForwardBatch:
         query_lens: [num_reqs] query tokens of each request, on the host.
         context_lens: [num_reqs] tokens each has in the cache once this batch's are stored, on the
             host: a query token at position p sees positions 0 to p.
+        device_context_lens: [num_reqs] int32, the same numbers where the kernels are.
         num_decodes: leading requests with one query token.
         logits_indices: [num_logits] int64, rows of the hidden states whose logits are wanted.
         kv_caches: by GLOBAL layer index; absent on ranks that do not hold the layer.
@@ -87,6 +88,7 @@ class ForwardBatch:
     block_tables: Tensor
     query_lens: list[int]
     context_lens: list[int]
+    device_context_lens: Tensor
     num_decodes: int
     logits_indices: Tensor
     kv_caches: dict[int, LayerKVCache]
@@ -132,6 +134,32 @@ class AttentionBackend(Protocol):
             window: tokens a query sees, itself included; None: all.
 
         Returns: [num_tokens, num_heads, head_dim].
+        """
+        ...
+
+
+@runtime_checkable
+class GraphBackend(AttentionBackend, Protocol):
+    """A backend whose decodes can be captured in a CUDA graph and replayed with other values.
+
+    A captured batch is of decodes alone. Its tensors (block_tables, device_context_lens ...) are the
+    graph's own: they keep their addresses and shapes, and hold new values before each replay. Rows
+    that pad the batch have a context of one token, in a block that nobody reads.
+    """
+
+    def plan_capture(self, batch: ForwardBatch) -> AttentionMetadata:
+        """Plan a batch that is about to be captured; `run` is then called with what this returns.
+
+        Everything that captured kernels read is allocated here and lives as long as the metadata.
+        """
+        ...
+
+    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
+        """Host work before a replay, ordered before it on the current stream; waits for nothing.
+
+        Args:
+            metadata: of the capture, modified.
+            batch: as captured, with the host values (context_lens) of this replay.
         """
         ...
 

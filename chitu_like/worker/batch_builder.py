@@ -48,15 +48,20 @@ def build_forward_batch(
         who[request_of][unknown],
     ]
     packed = upload(np.concatenate(parts), device).split([len(part) for part in parts])
+    tables = slots.block_tables[who, :max_blocks]
+    tables_and_lens = upload(
+        np.concatenate((tables.ravel(), context_lens.astype(np.int32))), device
+    )
     if len(unknown):
         packed[0][packed[4]] = slots.last_sampled[packed[5]]
     return ForwardBatch(
         input_ids=packed[0],
         positions=packed[1],
         slot_mapping=packed[2],
-        block_tables=upload(slots.block_tables[who, :max_blocks], device),
+        block_tables=tables_and_lens[: tables.size].view(tables.shape),
         query_lens=batch.num_tokens,
         context_lens=context_lens.tolist(),
+        device_context_lens=tables_and_lens[tables.size :],
         num_decodes=batch.num_decodes,
         logits_indices=packed[3],
         kv_caches=kv_caches,

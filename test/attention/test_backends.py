@@ -76,6 +76,7 @@ def make_batch(
         block_tables=torch.tensor(padded, dtype=torch.int32),
         query_lens=[queries for queries, _ in requests],
         context_lens=[context for _, context in requests],
+        device_context_lens=torch.tensor([context for _, context in requests], dtype=torch.int32),
         num_decodes=sum(queries == 1 for queries, _ in requests),
         logits_indices=torch.arange(num_tokens),
         kv_caches={0: cache},

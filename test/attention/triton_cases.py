@@ -87,6 +87,9 @@ def make_batch(
         block_tables=tables.to(DEVICE),
         query_lens=query_lens,
         context_lens=[context for _, context in requests],
+        device_context_lens=torch.tensor(
+            [context for _, context in requests], dtype=torch.int32, device=DEVICE
+        ),
         num_decodes=leading_ones(query_lens) if num_decodes is None else num_decodes,
         logits_indices=empty,
         kv_caches={0: LayerKVCache(k.to(DEVICE), v.to(DEVICE))},

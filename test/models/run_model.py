@@ -188,6 +188,9 @@ class PagedModel:
             block_tables=block_tables.to(self.device),
             query_lens=query_lens,
             context_lens=[self.lens[request] for request, _ in work],
+            device_context_lens=torch.tensor(
+                [self.lens[request] for request, _ in work], dtype=torch.int32, device=self.device
+            ),
             num_decodes=next((i for i, n in enumerate(query_lens) if n > 1), len(work)),
             logits_indices=torch.arange(len(positions), device=self.device),
             kv_caches=self.caches,
