@@ -175,6 +175,7 @@ def load_order(resolved: ResolvedConfig) -> Load:
         max_seq_len=resolved.max_seq_len,
         attn_type=resolved.attn_type,
         op_impl=resolved.op_impl,
+        use_cuda_graph=resolved.use_cuda_graph,
         block_size=resolved.block_size,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_reqs=most_reqs(resolved),

@@ -34,6 +34,7 @@ ROOMY = MemoryPlan(
     other_bytes=0,
     weight_bytes=30 * MIB,
     activation_bytes=8 * MIB,
+    graph_bytes=2 * MIB,
     kv_bytes=80 * MIB,
     bytes_per_block=MIB,
     num_blocks=80,

@@ -8,15 +8,17 @@ the last bit.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from chitu_like.attention.base import AttentionMetadata, ForwardBatch
+from chitu_like.attention.base import AttentionMetadata, AttentionSpec, ForwardBatch
 from chitu_like.core.batch import SamplingRow
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.options import RunnerOptions
+from chitu_like.worker.recording import CudaGraphRecorder, Recorder
 
 VOCAB_SIZE, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 53, 16, 2, 4, 2, 4
 MAX_SEQ_LEN, BLOCK_SIZE, MAX_REQS, NUM_BLOCKS, NUM_HOST_BLOCKS = 64, 4, 6, 80, 20
@@ -25,10 +27,35 @@ MAX_SEQ_LEN, BLOCK_SIZE, MAX_REQS, NUM_BLOCKS, NUM_HOST_BLOCKS = 64, 4, 6, 80, 2
 class PlainBackend:
     """TinyModel reads block tables itself: nothing to plan."""
 
-    supports_cuda_graph = False
+    supports_cuda_graph = True
+
+    @classmethod
+    def supports(cls, spec: AttentionSpec) -> str | None:
+        return None
 
     def plan(self, batch: ForwardBatch) -> AttentionMetadata:
         return AttentionMetadata()
+
+    def run(self, *_arguments: object, **_options: object) -> Tensor:
+        raise NotImplementedError
+
+    def plan_capture(self, batch: ForwardBatch) -> AttentionMetadata:
+        return AttentionMetadata()
+
+    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
+        """Nothing is read on the host."""
+
+
+class Rerun:
+    """A recorder without graphs: what was recorded is called again."""
+
+    def record(self, work: Callable[[], None]) -> Rerun:
+        rerun = Rerun()
+        rerun.replay = work  # type: ignore[method-assign]
+        return rerun
+
+    def replay(self) -> None:
+        raise NotImplementedError
 
 
 class TinyModel:
@@ -59,10 +86,10 @@ class TinyModel:
                 flat[batch.slot_mapping] = (x @ matrix[layer]).view(-1, KV_HEADS, HEAD_DIM)
             mixed = []
             starts = torch.tensor([0, *batch.query_lens]).cumsum(0).tolist()
-            for i, context_len in enumerate(batch.context_lens):
-                blocks = batch.block_tables[i].long()
-                k = cache.k[blocks].reshape(-1, KV_HEADS, HEAD_DIM)[:context_len]
-                v = cache.v[blocks].reshape(-1, KV_HEADS, HEAD_DIM)[:context_len]
+            for i, blocks in enumerate(batch.block_tables.long()):
+                # What stands behind the context is masked, as no query has come so far.
+                k = cache.k[blocks].reshape(-1, KV_HEADS, HEAD_DIM)
+                v = cache.v[blocks].reshape(-1, KV_HEADS, HEAD_DIM)
                 rows = slice(starts[i], starts[i + 1])
                 mixed.append(attend(q[rows], k, v, batch.positions[rows]))
             hidden = hidden + torch.cat(mixed).view(-1, HEADS * HEAD_DIM) @ self.o[layer]
@@ -124,9 +151,17 @@ def tiny_options(**changes: object) -> RunnerOptions:
     return RunnerOptions(**(values | changes))
 
 
-def tiny_runner(model: TinyModel | None = None, **changes: object) -> ModelRunner:
+def tiny_runner(
+    model: TinyModel | None = None, *, records: bool = False, **changes: object
+) -> ModelRunner:
+    """A runner that is ready; with `records`, its decodes are replayed: on CUDA as graphs."""
     options = tiny_options(**changes)
-    runner = ModelRunner(options, model or TinyModel(options.device), PlainBackend())
+    recorder: Recorder | None = None
+    if records:
+        on_cuda = options.torch_device.type == "cuda"
+        recorder = CudaGraphRecorder(options.torch_device) if on_cuda else Rerun()
+    model = model or TinyModel(options.device)
+    runner = ModelRunner(options, model, PlainBackend(), recorder=recorder)
     runner.allocate(NUM_BLOCKS, num_host_blocks=NUM_HOST_BLOCKS)
     return runner
 

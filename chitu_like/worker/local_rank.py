@@ -17,6 +17,7 @@ from chitu_like.core.model_spec import ModelSpec
 from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.distributed.rendezvous import Joined
 from chitu_like.worker.device import require_devices, set_thread_count
+from chitu_like.worker.memory_profile import plan_memory
 from chitu_like.worker.messages import (
     Allocate,
     Allocated,
@@ -129,7 +130,8 @@ class LocalRank:
 
     def plan(self, order: Plan) -> Planned:
         """Find how many KV blocks fit. Raises: CapacityError where it does not fit."""
-        memory = self.runner.plan_memory(
+        memory = plan_memory(
+            self.runner,
             order.memory_utilization,
             num_blocks=order.num_blocks,
             num_local_ranks=self.node.num_local_ranks,
@@ -170,6 +172,7 @@ def runner_options(
         max_seq_len=order.max_seq_len,
         attn_type=order.attn_type,
         op_impl=order.op_impl,
+        use_cuda_graph=order.use_cuda_graph,
         block_size=order.block_size,
         max_num_batched_tokens=order.max_num_batched_tokens,
         max_reqs=order.max_reqs,

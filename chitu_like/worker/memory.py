@@ -26,6 +26,7 @@ class MemoryPlan:
         other_bytes: taken by other processes and by the runtime; not ours to plan with.
         weight_bytes: of the loaded model.
         activation_bytes: the most that a step takes beside weights and cache.
+        graph_bytes: recorded steps.
         kv_bytes: what the KV blocks take.
         bytes_per_block: keys and values of one block, all layers.
         num_blocks: KV blocks; other ranks may have room for fewer.
@@ -36,6 +37,7 @@ class MemoryPlan:
     other_bytes: int
     weight_bytes: int
     activation_bytes: int
+    graph_bytes: int
     kv_bytes: int
     bytes_per_block: int
     num_blocks: int
@@ -49,6 +51,7 @@ def plan_blocks(
     other_bytes: int,
     weight_bytes: int,
     activation_bytes: int,
+    graph_bytes: int,
     memory_utilization: float,
     kv_limit_bytes: int | None = None,
     num_blocks: int | None = None,
@@ -61,13 +64,14 @@ def plan_blocks(
         other_bytes: see MemoryPlan.
         weight_bytes: see MemoryPlan.
         activation_bytes: see MemoryPlan.
+        graph_bytes: see MemoryPlan.
         memory_utilization: share of total_bytes that all of it together may take.
         kv_limit_bytes: the cache takes no more, whatever is there.
         num_blocks: fixes the pool, where the user did.
 
     Raises: CapacityError where not one block fits, or not as many as the user fixed.
     """
-    taken = other_bytes + weight_bytes + activation_bytes
+    taken = other_bytes + weight_bytes + activation_bytes + graph_bytes
     room = int(total_bytes * memory_utilization) - taken
     reason = f"{memory_utilization:.0%} of {_gib(total_bytes)}, less {_gib(taken)} for the rest"
     if num_blocks is None:
@@ -83,7 +87,8 @@ def plan_blocks(
         raise CapacityError(
             f"no room for {wanted} ({_gib((num_blocks or 1) * spec.bytes_per_block)}): of "
             f"{_gib(total_bytes)} the weights take {_gib(weight_bytes)}, activations "
-            f"{_gib(activation_bytes)}, other users {_gib(other_bytes)}: raise "
+            f"{_gib(activation_bytes)}, recorded steps {_gib(graph_bytes)}, other users "
+            f"{_gib(other_bytes)}: raise "
             "infer.memory_utilization, lower scheduler.max_num_batched_tokens or infer.num_blocks, "
             "cut the model for more ranks (infer.tp_size, infer.pp_size), or take a smaller one"
         )
@@ -93,6 +98,7 @@ def plan_blocks(
         other_bytes=other_bytes,
         weight_bytes=weight_bytes,
         activation_bytes=activation_bytes,
+        graph_bytes=graph_bytes,
         kv_bytes=blocks * spec.bytes_per_block,
         bytes_per_block=spec.bytes_per_block,
         num_blocks=blocks,

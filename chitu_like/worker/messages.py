@@ -42,6 +42,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_seq_len: int
     attn_type: str
     op_impl: str
+    use_cuda_graph: bool
     block_size: int
     max_num_batched_tokens: int
     max_reqs: int
@@ -50,7 +51,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 class Plan(msgspec.Struct, frozen=True, tag="plan"):
     """All ranks have loaded: find how many KV blocks fit and answer with Planned.
 
-    Attributes are arguments of ModelRunner.plan_memory.
+    Attributes are arguments of `plan_memory`.
     """
 
     memory_utilization: float

@@ -26,70 +26,60 @@ Usable alone, without engine and scheduler. A prompt of three tokens and four mo
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from chitu_like.attention.base import AttentionBackend, ForwardBatch
+from chitu_like.attention.base import AttentionBackend, GraphBackend
 from chitu_like.checkpoint.dummy import load_dummy_weights
-from chitu_like.checkpoint.loader import LoadableModel, LoadReport, finish_loading
+from chitu_like.checkpoint.loader import LoadReport, finish_loading
 from chitu_like.checkpoint.preprocessed import load_checkpoint
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.output import StepOutput
 from chitu_like.distributed.rendezvous import PipelineGroups
 from chitu_like.models.build import build_model
 from chitu_like.ops.upload import upload
-from chitu_like.worker import memory
 from chitu_like.worker.batch_builder import build_forward_batch
-from chitu_like.worker.device import available_host_bytes
+from chitu_like.worker.decode_steps import DecodeSteps, step_sizes
 from chitu_like.worker.kv_pool import KVPool
+from chitu_like.worker.logprobs import RowLogprobs
+from chitu_like.worker.model import Model
 from chitu_like.worker.options import RunnerOptions, make_backend
 from chitu_like.worker.pending_step import PendingStep, WarnOnce
 from chitu_like.worker.pipeline import LinkedStage, Stage
-from chitu_like.worker.profile_batch import make_profile_batch
 from chitu_like.worker.prompt_logprobs import gather_prompt_logprobs
+from chitu_like.worker.recording import CudaGraphRecorder, Recorder
 from chitu_like.worker.sampler import Sampled, SampledRows, Sampler
 from chitu_like.worker.slots import Slots
 
 logger = logging.getLogger(__name__)
 
 
-class Model(LoadableModel, Protocol):
-    """What the runner needs of a model."""
-
-    def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:
-        """Hidden states behind this rank's last layer: [num_tokens, hidden_size].
-
-        Args:
-            batch: planned.
-            hidden_states: of the stage before; None on the first. May be overwritten.
-        """
-        ...
-
-    def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """[num_rows, hidden_size] to [num_rows, vocab_size]; all ranks of the stage call it."""
-        ...
-
-
 class ModelRunner:
     """Computes batches, each after the one before it.
 
-    In this order: `load`, `plan_memory` (where the size of the pool is not known), `allocate`, then
-    any number of `launch` or `execute`. All ranks of an instance make the same calls in the same
-    order, `load` excepted, which each may do in its own time.
+    In this order: `load`, `plan_memory` of memory_profile.py (where the size of the pool is not
+    known), `allocate`, then any number of `launch` or `execute`. All ranks of an instance make the
+    same calls in the same order, `load` excepted, which each may do in its own time.
 
     Args:
         options: what was decided.
         model: its parameters are on the device, not yet filled.
         backend: the one that the model's layers call.
         stage: what passes to and from other stages; None: there are none.
+        recorder: records steps of decodes, which the backend must allow; None: each step is
+            launched kernel by kernel.
 
     Attributes:
+        options: as given.
         device: where it computes.
         kv_spec: shape of a KV block on this rank.
         samples: whether this is the rank that draws the tokens; other ranks' outputs are empty.
+        records_steps: whether there is a recorder.
+        weight_bytes: of the parameters on this rank; 0 before `load`.
     """
 
     def __init__(
@@ -98,6 +88,7 @@ class ModelRunner:
         model: Model,
         backend: AttentionBackend,
         stage: Stage | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.options = options
         self.device = options.torch_device
@@ -108,9 +99,12 @@ class ModelRunner:
         self._stage = stage or Stage()
         self._sampler = Sampler(options.spec.vocab_size, self.device)
         self._warn = WarnOnce(logger)
-        self._weight_bytes = 0
+        self._recorder = recorder
+        self.records_steps = recorder is not None
+        self.weight_bytes = 0
         self._slots: Slots | None = None
         self._pool: KVPool | None = None
+        self._steps: DecodeSteps | None = None
 
     @classmethod
     def build(cls, options: RunnerOptions, pipeline: PipelineGroups | None = None) -> ModelRunner:
@@ -139,7 +133,8 @@ class ModelRunner:
                 dtype=options.torch_dtype,
                 device=options.torch_device,
             )
-        return cls(options, model, backend, stage)
+        recorder = CudaGraphRecorder(options.torch_device) if options.use_cuda_graph else None
+        return cls(options, model, backend, stage, recorder)
 
     def load(
         self,
@@ -161,7 +156,7 @@ class ModelRunner:
         Raises: CheckpointError where the folder does not hold this model.
         """
         # Counted now: once loaded, a weight may live in another order beside its parameter.
-        self._weight_bytes = sum(
+        self.weight_bytes = sum(
             _size_of(parameter) for _, parameter in self._model.named_parameters()
         )
         if load_format == "dummy":
@@ -175,59 +170,6 @@ class ModelRunner:
         parallel = self.options.parallel
         return load_checkpoint(self._model, Path(ckpt_dir), parallel, progress=progress)
 
-    def plan_memory(
-        self,
-        memory_utilization: float = 0.9,
-        *,
-        num_blocks: int | None = None,
-        num_local_ranks: int = 1,
-    ) -> memory.MemoryPlan:
-        """Find how many KV blocks there is room for on this rank, with the weights already loaded.
-
-        On CUDA the largest steps are run and measured; on a CPU they are estimated from shapes.
-
-        Args:
-            memory_utilization: share of the device's memory to plan for.
-            num_blocks: fixes the pool; only checked then.
-            num_local_ranks: ranks that share this host's memory, all of them loaded.
-
-        Raises: CapacityError where it does not fit.
-        """
-        options = self.options
-        sent_bytes = self._stage.kept_bytes(options.max_num_batched_tokens)
-        if self.device.type == "cpu":
-            return memory.plan_blocks(
-                self.kv_spec,
-                total_bytes=available_host_bytes() // num_local_ranks + self._weight_bytes,
-                other_bytes=0,
-                weight_bytes=self._weight_bytes,
-                activation_bytes=sent_bytes
-                + memory.estimate_activation_bytes(
-                    options.spec,
-                    dtype=options.torch_dtype,
-                    num_tokens=options.max_num_batched_tokens,
-                    num_samples=options.max_reqs,
-                ),
-                memory_utilization=memory_utilization,
-                kv_limit_bytes=memory.cpu_kv_limit(
-                    self.kv_spec, max_reqs=options.max_reqs, max_seq_len=options.max_seq_len
-                ),
-                num_blocks=num_blocks,
-            )
-        # Before others are counted: NCCL takes its buffers with the first messages.
-        activation_bytes = sent_bytes + self._measure_activation_bytes()
-        total_bytes, other_bytes = memory.free_cuda_bytes(self.device)
-        weight_bytes = torch.cuda.memory_allocated(self.device)
-        return memory.plan_blocks(
-            self.kv_spec,
-            total_bytes=total_bytes,
-            other_bytes=other_bytes,
-            weight_bytes=weight_bytes,
-            activation_bytes=activation_bytes,
-            memory_utilization=memory_utilization,
-            num_blocks=num_blocks,
-        )
-
     def allocate(
         self,
         num_blocks: int,
@@ -235,30 +177,54 @@ class ModelRunner:
         num_host_blocks: int = 0,
         max_reqs: int | None = None,
         max_seq_len: int | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
-        """Make the KV pool and the slots; whatever was there before is gone.
+        """Make the KV pool and the slots, and record steps; whatever was there before is gone.
 
         Args:
             num_blocks: of the pool.
             num_host_blocks: in host memory, for swapping.
             max_reqs: slots, where fewer than the options say.
             max_seq_len: tokens of one request, where fewer than the options say.
+            sizes: numbers of requests to record steps for; None: what `step_sizes` says.
         """
-        self._stage.forget()
-        self._pool = None  # before the new one: both together may not fit
+        self.free()
+        max_reqs = max_reqs or self.options.max_reqs
+        sizes = step_sizes(max_reqs) if sizes is None else sizes
+        records = bool(self.records_steps and sizes)
         self._pool = KVPool(
             self.kv_spec,
-            num_blocks=num_blocks,
+            num_blocks=num_blocks + int(records),  # one for the requests that pad a recorded step
             num_host_blocks=num_host_blocks,
             dtype=self.options.torch_dtype,
             device=self.device,
         )
         self._slots = Slots(
-            max_reqs=max_reqs or self.options.max_reqs,
+            max_reqs=max_reqs,
             max_blocks=self.kv_spec.blocks_for(max_seq_len or self.options.max_seq_len),
             vocab_size=self.options.spec.vocab_size,
             device=self.device,
             counts_tokens=self.samples,
+            padding_block=num_blocks if records else None,
+        )
+        if records:
+            self._record_steps(self._slots, self._pool, sizes)
+
+    def free(self) -> None:
+        """Give back what `allocate` took, so that both together need not fit."""
+        self._stage.forget()
+        self._steps = self._slots = self._pool = None
+
+    def most_sent_bytes(self) -> int:
+        """Bytes of hidden states that wait to be sent to the next stage, at most."""
+        return self._stage.kept_bytes(self.options.max_num_batched_tokens)
+
+    @torch.inference_mode()
+    def _record_steps(self, slots: Slots, pool: KVPool, sizes: Sequence[int]) -> None:
+        assert self._recorder is not None, "there is nothing to record with"
+        assert isinstance(self._backend, GraphBackend), f"{self.options.attn_type} records nothing"
+        self._steps = DecodeSteps(
+            self._model, self._backend, self.options, slots, pool.layers, self._recorder, sizes
         )
 
     def execute(self, batch: ScheduledBatch) -> StepOutput:
@@ -280,24 +246,39 @@ class ModelRunner:
         if not batch.num_reqs:
             return PendingStep(batch.step_id, None, {}, self._warn)
         self._stage.await_tokens(batch, slots)
+        received = self._stage.receive(len(batch.token_ids))
+        rows = SampledRows.of(batch, slots)
+        if self._steps is not None and self._steps.takes(batch):
+            computed = self._steps.replay(batch, rows.output_positions, received)
+            return self._hand_on(batch, computed, rows, {}, slots)
         forward_batch = build_forward_batch(
             batch, slots, pool.layers, block_size=self.options.block_size, device=self.device
         )
         forward_batch.attn_metadata = self._backend.plan(forward_batch)
-        hidden_states = self._model.forward(
-            forward_batch, self._stage.receive(len(batch.token_ids))
-        )  # [num_tokens, hidden_size]
+        computed = self._model.forward(forward_batch, received)  # [num_tokens, hidden_size]
+        prompt_logprobs: dict[int, list[RowLogprobs]] = {}
+        if self.options.parallel.is_last_stage:
+            prompt_logprobs = gather_prompt_logprobs(
+                batch, slots, computed, self._model.compute_logits
+            )
+            if any(batch.samples):
+                computed = self._model.compute_logits(computed[forward_batch.logits_indices])
+        return self._hand_on(batch, computed, rows, prompt_logprobs, slots)
+
+    def _hand_on(
+        self,
+        batch: ScheduledBatch,
+        computed: Tensor,
+        rows: SampledRows,
+        prompt_logprobs: dict[int, list[RowLogprobs]],
+        slots: Slots,
+    ) -> PendingStep:
+        """Draw tokens from logits [num_samples, vocab_size], or send hidden states to the next stage."""
         if not self.options.parallel.is_last_stage:
-            self._stage.send(hidden_states)
+            self._stage.send(computed)
             self._stage.expect_tokens(batch)
             return PendingStep(batch.step_id, None, {}, self._warn)
-        prompt_logprobs = gather_prompt_logprobs(
-            batch, slots, hidden_states, self._model.compute_logits
-        )
-        sampled = None
-        if any(batch.samples):
-            logits = self._model.compute_logits(hidden_states[forward_batch.logits_indices])
-            sampled = self._sample(logits, SampledRows.of(batch, slots), slots)
+        sampled = self._sample(computed, rows, slots) if len(rows.slots) else None
         return PendingStep(
             batch.step_id, sampled, prompt_logprobs if self.samples else {}, self._warn
         )
@@ -315,23 +296,6 @@ class ModelRunner:
             slots.last_sampled[upload(rows.slots, self.device)] = token_ids
         self._stage.return_tokens(token_ids)
         return sampled
-
-    def _measure_activation_bytes(self) -> int:
-        """Peak of the largest steps beside weights and cache: one long prompt, then many requests."""
-        options = self.options
-        peak = 0
-        for num_reqs in sorted({1, min(options.max_reqs, options.max_num_batched_tokens)}):
-            num_tokens = min(options.max_num_batched_tokens // num_reqs, options.max_seq_len)
-            batch = make_profile_batch(num_reqs, num_tokens, options.block_size)
-            num_blocks = num_reqs * self.kv_spec.blocks_for(num_tokens)
-            self.allocate(num_blocks, max_reqs=num_reqs, max_seq_len=num_tokens)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            self.execute(batch)
-            peak = max(peak, torch.cuda.max_memory_allocated(self.device) - before)
-            self._pool = self._slots = None
-            torch.cuda.empty_cache()
-        return peak
 
 
 def _size_of(parameter: nn.Parameter) -> int:

@@ -27,6 +27,7 @@ class RunnerOptions:
         max_seq_len: tokens of one request, or the most that `ModelRunner.allocate` may be told.
         attn_type: name of the attention backend.
         op_impl: kind of implementation of the ops.
+        use_cuda_graph: record steps of decodes; the attention backend must allow it.
         block_size: tokens a KV block.
         max_num_batched_tokens: of one step.
         max_reqs: requests at once, or the most that `ModelRunner.allocate` may be told.
@@ -39,6 +40,7 @@ class RunnerOptions:
     max_seq_len: int
     attn_type: str = "sdpa"
     op_impl: str = "auto"
+    use_cuda_graph: bool = False
     block_size: int = 16
     max_num_batched_tokens: int = 2048
     max_reqs: int = 64

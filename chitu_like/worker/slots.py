@@ -2,6 +2,10 @@
 
 Written by batches alone. A row replaces whatever its slot held, so resending every row with each
 batch gives the same tokens; nothing is ever removed.
+
+What captured decode steps read is on the device as well, by slot, and changes as the host's part does:
+by one small upload a batch, or none. Behind the slots stands one more row, of the requests that pad a
+captured batch; see decode_steps.py.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch, SlotRow
+from chitu_like.worker.device_tables import DeviceTables
 from chitu_like.worker.sampling_table import SamplingTable, has_penalty
 from chitu_like.worker.token_counts import TokenCounts
 
@@ -24,13 +29,15 @@ class Slots:
         vocab_size: width of the logits.
         device: where sampled tokens and their counts live.
         counts_tokens: keep what penalties look at; only the rank that samples needs it.
+        padding_block: the KV block of the requests that pad a captured batch; None: no step is captured.
 
     Attributes:
         block_tables: [max_reqs, max_blocks] int32 on the host; 0 behind num_blocks.
         num_blocks: [max_reqs].
         prompt_lens: [max_reqs] tokens.
         sampling: columns over slots.
-        last_sampled: [max_reqs] int64 on the device, written by the sampler: SAMPLED_LAST's value.
+        device_tables: block_tables as captured steps read them; None: no step is captured.
+        last_sampled: [max_reqs + 1] int64 on the device, written by the sampler: SAMPLED_LAST's value.
         token_counts: of the slots with a penalty.
         prompts: prompt tokens of the slots that asked for prompt logprobs.
     """
@@ -43,12 +50,16 @@ class Slots:
         vocab_size: int,
         device: torch.device,
         counts_tokens: bool = True,
+        padding_block: int | None = None,
     ) -> None:
         self.block_tables = np.zeros((max_reqs, max_blocks), np.int32)
         self.num_blocks = np.zeros(max_reqs, np.int64)
         self.prompt_lens = np.zeros(max_reqs, np.int64)
         self.sampling = SamplingTable(max_reqs)
-        self.last_sampled = torch.zeros(max_reqs, dtype=torch.int64, device=device)
+        self.device_tables: DeviceTables | None = None
+        if padding_block is not None:
+            self.device_tables = DeviceTables(max_reqs, max_blocks, padding_block, device)
+        self.last_sampled = torch.zeros(max_reqs + 1, dtype=torch.int64, device=device)
         self.token_counts = TokenCounts(max_reqs, vocab_size, device)
         self.prompts: dict[int, NDArray[np.int64]] = {}
         self._counts_tokens = counts_tokens
@@ -68,6 +79,8 @@ class Slots:
         for slot, block_ids in zip(batch.slots, batch.new_blocks, strict=True):
             if block_ids:
                 self._append_blocks(slot, block_ids)
+        if self.device_tables is not None:
+            self.device_tables.flush()
 
     def _replace(self, row: SlotRow) -> None:
         slot = row.slot
@@ -90,6 +103,8 @@ class Slots:
         assert stop <= self.block_tables.shape[1], f"slot {slot} has {stop} blocks, more than fit"
         self.block_tables[slot, start:stop] = block_ids
         self.num_blocks[slot] = stop
+        if self.device_tables is not None:
+            self.device_tables.note(slot, start, block_ids)
 
     def _count_unknown(self, slot: int) -> None:
         """Count the token that only the device knows: a resent row's history ends before it."""

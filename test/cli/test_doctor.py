@@ -19,6 +19,7 @@ from chitu_like.instance import runner_options
 from chitu_like.layout import placement_of
 from chitu_like.model_files import read_model_files
 from chitu_like.worker import device
+from chitu_like.worker.memory_profile import plan_memory
 from chitu_like.worker.model_runner import ModelRunner
 
 FACTS = DeviceFacts(
@@ -201,7 +202,7 @@ def test_every_rank_is_planned_with_its_own_share() -> None:
         place = ParallelContext.detached(instance, pp_rank=pp_rank, tp_rank=tp_rank)
         runner = ModelRunner.build(replace(runner_options(resolved, spec), parallel=place))
         runner.load(load_format="none")
-        memory = runner.plan_memory()
+        memory = plan_memory(runner)
         found.append((memory.weight_bytes, memory.bytes_per_block))
     assert [(memory.weight_bytes, memory.bytes_per_block) for memory in planned] == found
     assert len(set(found)) == 2

@@ -7,6 +7,7 @@ from tiny_model import tiny_runner, tiny_spec
 from chitu_like.core.errors import CapacityError
 from chitu_like.kvcache.spec import KVCacheSpec
 from chitu_like.worker import device, memory
+from chitu_like.worker.memory_profile import plan_memory
 
 GIB = memory.GIB
 SPEC = KVCacheSpec(
@@ -20,6 +21,7 @@ def plan(**changes: object) -> memory.MemoryPlan:
         "other_bytes": GIB,
         "weight_bytes": 3 * GIB,
         "activation_bytes": GIB,
+        "graph_bytes": 0,
         "memory_utilization": 0.9,
     }
     return memory.plan_blocks(SPEC, **(values | changes))
@@ -73,9 +75,9 @@ def test_facts_of_the_cpu_are_those_of_this_machine() -> None:
 
 def test_a_cpu_runner_plans_within_the_memory_that_there_is() -> None:
     runner = tiny_runner()
-    planned = runner.plan_memory(0.5)
+    planned = plan_memory(runner, 0.5)
     assert 0 < planned.kv_bytes <= min(memory.CPU_KV_BYTES, device.available_host_bytes())
-    assert runner.plan_memory(num_blocks=7).num_blocks == 7
+    assert plan_memory(runner, num_blocks=7).num_blocks == 7
 
 
 def test_threads_are_shared_by_the_ranks_of_a_node() -> None:

@@ -22,6 +22,7 @@ from tiny_model import (
 
 from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, SlotRow
 from chitu_like.core.output import StepOutput
+from chitu_like.worker.memory_profile import plan_memory
 from chitu_like.worker.model_runner import ModelRunner
 
 MODEL = TinyModel()
@@ -184,16 +185,18 @@ def test_any_chunk_size_gives_the_tokens_of_a_plain_loop(chunk: int, depth: int)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("records", [False, True], ids=["launched", "recorded"])
 @pytest.mark.parametrize("resend", [False, True], ids=["changes", "whole rows"])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
 def test_random_histories_give_the_tokens_of_a_plain_loop(
-    seed: int, depth: int, resend: bool, device: str
+    seed: int, depth: int, resend: bool, records: bool, device: str
 ) -> None:
     """Mixed batches, chunks, preemption by swap and recompute, reused slots, any parameters."""
     random.seed(seed)
     model = MODEL if device == "cpu" else TinyModel(device)
-    driver = Driver(tiny_runner(model, device=device), depth=depth, resend=resend)
+    runner = tiny_runner(model, records=records, device=device)
+    driver = Driver(runner, depth=depth, resend=resend)
     everyone = [
         Sequence(random_prompt(random.randint(1, 20)), random.randint(1, 14), random_row(random))
         for _ in range(14)
@@ -314,11 +317,13 @@ def test_requests_without_logprobs_get_none_beside_those_that_asked() -> None:
 
 @pytest.mark.gpu
 def test_memory_of_a_cuda_device_is_measured_by_running() -> None:
-    runner = tiny_runner(TinyModel("cuda"), device="cuda", max_num_batched_tokens=256)
-    planned = runner.plan_memory(0.5)
+    runner = tiny_runner(TinyModel("cuda"), records=True, device="cuda", max_num_batched_tokens=256)
+    planned = plan_memory(runner, 0.5)
+    assert planned.graph_bytes > 0
     assert planned.num_blocks > 10_000
     assert planned.activation_bytes > 0
     total = planned.other_bytes + planned.weight_bytes + planned.activation_bytes
+    total += planned.graph_bytes
     assert total + planned.kv_bytes <= planned.total_bytes / 2
     runner.allocate(1000)
     assert Driver(runner).run(Sequence([1, 2, 3], 4, sampling_row())) == plain_loop(

@@ -1,0 +1,181 @@
+"""Steps of decodes alone, recorded once for each padded number of requests and then replayed.
+
+Between two tokens a small model computes for less time than a host needs to launch its kernels one by
+one. A recorded step is a single launch: it gathers its inputs from what the slots hold on the device
+(ops/decode_inputs.py), runs the model and leaves logits, or hidden states for the next stage, in a
+tensor of its own. Requests that fill a step up to its size sit in the row behind the slots: one token
+in a block that belongs to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chitu_like.attention.base import AttentionMetadata, ForwardBatch, GraphBackend, LayerKVCache
+from chitu_like.core.batch import ScheduledBatch
+from chitu_like.ops.decode_inputs import DecodeInputs, decode_inputs_op
+from chitu_like.worker.model import Model
+from chitu_like.worker.options import RunnerOptions
+from chitu_like.worker.recording import Recorder, Recording
+from chitu_like.worker.slots import Slots
+
+
+def step_sizes(max_reqs: int) -> list[int]:
+    """Numbers of requests that steps are recorded for, in order; the last is `max_reqs`.
+
+    Where weights bound a step, up to about 64 requests, a padding row costs next to nothing; beyond,
+    a step is at most an eighth larger than it need be.
+    """
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_reqs, 32)]
+    return [size for size in sizes if size < max_reqs] + [max_reqs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A recorded step.
+
+    Attributes:
+        batch: of the padded size; its tensors are the recording's own.
+        metadata: that the recorded attention reads.
+        recording: of the step.
+    """
+
+    batch: ForwardBatch
+    metadata: AttentionMetadata
+    recording: Recording
+
+
+class DecodeSteps:
+    """The recorded steps of a rank.
+
+    Args:
+        model: loaded.
+        backend: the one that the model's layers call.
+        options: of the runner.
+        slots: with device_tables.
+        kv_caches: of the pool, its padding block included.
+        recorder: records the steps.
+        sizes: numbers of requests to record, in order.
+
+    Attributes:
+        rows: [4, largest size] int32 on the device: slot, position, token id and output position of
+            each request of the step replayed last, its padding included.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        backend: GraphBackend,
+        options: RunnerOptions,
+        slots: Slots,
+        kv_caches: dict[int, LayerKVCache],
+        recorder: Recorder,
+        sizes: Sequence[int],
+    ) -> None:
+        assert slots.device_tables is not None, "recorded steps read the tables on the device"
+        device, parallel = options.torch_device, options.parallel
+        self._model, self._backend, self._options = model, backend, options
+        self._slots, self._tables, self._kv_caches = slots, slots.device_tables.tables, kv_caches
+        self._gather = decode_inputs_op.resolve(device, options.torch_dtype, options.op_impl)
+        self._sizes = np.array(sizes, np.int64)
+        self._padding_slot = len(slots.num_blocks)
+        most = int(self._sizes[-1])
+        self.rows = torch.zeros(4, most, dtype=torch.int32, device=device)
+        self._inputs = DecodeInputs.empty(most, self._tables.shape[1], device)
+        self._received: Tensor | None = None
+        width = options.spec.vocab_size if parallel.is_last_stage else options.spec.hidden_size
+        self._out = torch.empty(most, width, dtype=options.torch_dtype, device=device)
+        if not parallel.is_first_stage:
+            self._received = torch.zeros(
+                most, options.spec.hidden_size, dtype=options.torch_dtype, device=device
+            )
+        self._steps: dict[int, _Step] = {}
+        self._record_all(recorder)
+
+    def takes(self, batch: ScheduledBatch) -> bool:
+        """Whether `replay` can compute this batch."""
+        return (
+            batch.num_decodes == batch.num_reqs <= self._sizes[-1]
+            and all(batch.samples)
+            and not any(slot in self._slots.prompts for slot in batch.slots)
+        )
+
+    def replay(
+        self, batch: ScheduledBatch, output_positions: NDArray[np.int64], received: Tensor | None
+    ) -> Tensor:
+        """Compute a batch that `takes` agreed to.
+
+        Args:
+            batch: `slots` has already taken in its rows and blocks.
+            output_positions: [num_reqs] of what is sampled.
+            received: [num_reqs, hidden_size] of the stage before; None on the first.
+
+        Returns: logits [num_reqs, vocab_size], or on an inner stage hidden states
+            [num_reqs, hidden_size]; the caller's until the next replay.
+        """
+        num_reqs = batch.num_reqs
+        size = self.padded(num_reqs)
+        step = self._steps[size]
+        rows = np.zeros((4, size), np.int32)
+        rows[0, num_reqs:] = self._padding_slot
+        rows[:, :num_reqs] = (batch.slots, batch.num_computed, batch.token_ids, output_positions)
+        host = torch.from_numpy(rows)
+        if self.rows.device.type == "cuda":
+            host = host.pin_memory()
+        self.rows[:, :size].copy_(host, non_blocking=True)
+        if received is not None:
+            assert self._received is not None, "the first stage receives nothing"
+            self._received[:num_reqs].copy_(received)
+        context_lens = (rows[1] + 1).tolist()
+        self._backend.replan(step.metadata, replace(step.batch, context_lens=context_lens))
+        step.recording.replay()
+        return self._out[:num_reqs]
+
+    def padded(self, num_reqs: int) -> int:
+        """The size of the step that computes so many requests."""
+        return int(self._sizes[np.searchsorted(self._sizes, num_reqs)])
+
+    def _record_all(self, recorder: Recorder) -> None:
+        self.rows[0] = self._padding_slot
+        # The largest first: the others then fit into the memory it took.
+        for size in reversed(self._sizes.tolist()):
+            self._steps[size] = self._record(size, recorder)
+
+    def _record(self, size: int, recorder: Recorder) -> _Step:
+        inputs = self._inputs.head(size)
+        batch = ForwardBatch(
+            input_ids=inputs.input_ids,
+            positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping,
+            block_tables=inputs.block_tables,
+            query_lens=[1] * size,
+            context_lens=[1] * size,
+            device_context_lens=inputs.context_lens,
+            num_decodes=size,
+            logits_indices=torch.arange(size, device=self.rows.device),
+            kv_caches=self._kv_caches,
+        )
+        self._gather_into(inputs)
+        batch.attn_metadata = metadata = self._backend.plan_capture(batch)
+        received = None if self._received is None else self._received[:size]
+
+        def work() -> None:
+            self._gather_into(inputs)
+            # A model may write to what it receives, and a recording must leave it as it was.
+            hidden_states = self._model.forward(batch, None if received is None else received + 0)
+            if self._options.parallel.is_last_stage:
+                hidden_states = self._model.compute_logits(hidden_states)
+            self._out[:size].copy_(hidden_states)
+
+        return _Step(batch=batch, metadata=metadata, recording=recorder.record(work))
+
+    def _gather_into(self, inputs: DecodeInputs) -> None:
+        rows = self.rows[:3, : len(inputs.input_ids)]
+        last_sampled, block_size = self._slots.last_sampled, self._options.block_size
+        self._gather(rows, self._tables, last_sampled, block_size, inputs)
