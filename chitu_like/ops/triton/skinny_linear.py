@@ -1,0 +1,316 @@
+"""y = x W^T for 1 to 16 tokens, with what stands before and behind it in a decoder layer.
+
+So few tokens make the product a matter of reading W once at the memory's pace. A program takes a tile
+of rows of W and, where rows alone make too few programs to fill the device, a split of its columns;
+it walks along them, COLUMNS at a time. There are two ways to multiply:
+
+- with tensor cores, the tile of W as the A operand, the tokens, padded to 16, as the B operand. Both
+  wait in shared memory, NUM_STAGES deep: those are the loads in flight;
+- without: every thread multiplies the weights it loaded with each token and adds up its own products,
+  until the end. The loads in flight are those of a tile and of the programs beside it.
+
+The programs of a split leave their sums in `partials`. The one that comes last adds them up in the
+order of the splits, so that equal inputs give equal bits, and clears the counter for the next call.
+
+The norm in front, x / rms(x) * g, needs no pass of its own: W (x g) is divided by rms(x) at the end,
+and the squares are added up beside the products, by every program for itself.
+
+With programmatic dependent launch the kernel starts while the one before still runs. W depends on
+nothing: its first PREFETCH columns are asked into L2 before the wait for x.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from chitu_like.ops.linear_fused import Norm
+from chitu_like.ops.linear_tiles import MAX_TOKENS, Epilogue, SkinnyTile, token_bucket
+from chitu_like.ops.triton.paged_attention import is_interpreted
+
+SILU_AND_MUL = tl.constexpr(1)
+ADD = tl.constexpr(2)
+_EPILOGUES = {
+    Epilogue.NONE: 0,
+    Epilogue.SILU_AND_MUL: SILU_AND_MUL.value,
+    Epilogue.ADD: ADD.value,
+}
+_DOT_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+@triton.jit
+def _prefetch(starts, row_mask, first, end, PREFETCH: tl.constexpr):
+    """Ask for PREFETCH columns of each row, to be found in L2; a line of memory is 128 bytes."""
+    line: tl.constexpr = 1024 // starts.dtype.element_ty.primitive_bitwidth
+    columns = first + tl.arange(0, PREFETCH // line) * line
+    wanted = row_mask[:, None] & (columns < end)[None, :]
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
+        "=r,l,r",
+        [(starts[:, None] + columns[None, :]).to(tl.int64), wanted.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _multiply_with_dot(
+    x, norm_weight, starts, row_mask, first, end, num_tokens, x_stride,
+    HAS_NORM: tl.constexpr, IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, NUM_STAGES: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Sums over columns [first, end): products [ROWS, TOKENS], squares of x [TOKENS]."""
+    token = tl.arange(0, TOKENS)
+    sums = tl.zeros([ROWS, TOKENS], tl.float32)
+    squares = tl.zeros([TOKENS], tl.float32)
+    for start in tl.range(first, end, COLUMNS, num_stages=NUM_STAGES):
+        columns = start + tl.arange(0, COLUMNS)
+        w_mask = row_mask[:, None]
+        x_mask = (token < num_tokens)[None, :]
+        if not IS_EVEN:
+            w_mask = w_mask & (columns < end)[None, :]
+            x_mask = x_mask & (columns < end)[:, None]
+        w = tl.load(
+            starts[:, None] + columns[None, :],
+            mask=w_mask,
+            other=0.0,
+            eviction_policy="evict_first",
+        )
+        of_token = tl.load(x + token[None, :] * x_stride + columns[:, None], mask=x_mask, other=0.0)
+        if HAS_NORM:
+            g = tl.load(norm_weight + columns, mask=columns < end, other=0.0).to(tl.float32)
+            wide = of_token.to(tl.float32)
+            squares += tl.sum(wide * wide, 0)
+            of_token = (wide * g[:, None]).to(of_token.dtype)
+        sums = tl.dot(w.to(DOT), of_token.to(DOT), sums, input_precision="ieee")
+    return sums, squares
+
+
+@triton.jit
+def _multiply(
+    x, norm_weight, starts, row_mask, first, end, num_tokens, x_stride,
+    HAS_NORM: tl.constexpr, IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, NUM_STAGES: tl.constexpr,
+):  # fmt: skip
+    """As `_multiply_with_dot`, without tensor cores."""
+    products = (tl.zeros([ROWS, COLUMNS], tl.float32),) * TOKENS
+    powers = (tl.zeros([COLUMNS], tl.float32),) * TOKENS
+    for start in tl.range(first, end, COLUMNS, num_stages=NUM_STAGES):
+        columns = start + tl.arange(0, COLUMNS)
+        w_mask = row_mask[:, None]
+        if not IS_EVEN:
+            w_mask = w_mask & (columns < end)[None, :]
+        w = tl.load(
+            starts[:, None] + columns[None, :],
+            mask=w_mask,
+            other=0.0,
+            eviction_policy="evict_first",
+        ).to(tl.float32)
+        if HAS_NORM:
+            g = tl.load(norm_weight + columns, mask=columns < end, other=0.0).to(tl.float32)
+        next_products, next_powers = (), ()
+        for token in tl.static_range(TOKENS):
+            x_mask = columns < tl.where(token < num_tokens, end, 0)
+            of_token = tl.load(x + token * x_stride + columns, mask=x_mask, other=0.0)
+            of_token = of_token.to(tl.float32)
+            power = powers[token]
+            if HAS_NORM:
+                power += of_token * of_token
+                of_token *= g
+            next_products = next_products + (products[token] + w * of_token[None, :],)
+            next_powers = next_powers + (power,)
+        products, powers = next_products, next_powers
+
+    token_at = tl.arange(0, TOKENS)
+    sums = tl.zeros([ROWS, TOKENS], tl.float32)
+    squares = tl.zeros([TOKENS], tl.float32)
+    for token in tl.static_range(TOKENS):
+        sums = tl.where((token_at == token)[None, :], tl.sum(products[token], 1)[:, None], sums)
+        squares = tl.where(token_at == token, tl.sum(powers[token], 0), squares)
+    return sums, squares
+
+
+@triton.jit
+def _finish(
+    sums, squares, bias, out, tile, num_tokens, num_rows, num_columns, eps,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, EPILOGUE: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Write a tile's [ROWS, TOKENS] sums as outputs."""
+    token = tl.arange(0, TOKENS)
+    if HAS_NORM:
+        sums *= tl.rsqrt(squares / num_columns + eps)[None, :]
+    if HAS_BIAS:
+        row = _rows_of(tile, num_rows, EPILOGUE, ROWS)
+        sums += tl.load(bias + row, mask=row < num_rows, other=0.0).to(tl.float32)[:, None]
+    if EPILOGUE == SILU_AND_MUL:
+        pairs = tl.permute(tl.reshape(sums, [ROWS // 2, 2, TOKENS]), [0, 2, 1])
+        gate, up = tl.split(pairs)
+        value = gate * tl.sigmoid(gate) * up
+        feature = tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        num_features = num_rows // 2
+    else:
+        value = sums
+        feature = tile * ROWS + tl.arange(0, ROWS)
+        num_features = num_rows
+    at = out + token[None, :] * num_features + feature[:, None]
+    mask = (feature < num_features)[:, None] & (token < num_tokens)[None, :]
+    if EPILOGUE == ADD:
+        value += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(at, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _rows_of(tile, num_rows, EPILOGUE: tl.constexpr, ROWS: tl.constexpr):
+    """Rows of W that are a tile's, from num_rows on where there are none: a gate beside its up."""
+    lane = tile * ROWS + tl.arange(0, ROWS)
+    if EPILOGUE == SILU_AND_MUL:
+        row = lane // 2 + (lane % 2) * (num_rows // 2)
+        row = tl.where(lane < num_rows, row, num_rows)
+    else:
+        row = lane
+    return row
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _kernel(
+    x, weight, bias, norm_weight, out, partials, counters,
+    num_tokens, num_rows, num_columns, x_stride, eps,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, EPILOGUE: tl.constexpr, IS_EVEN: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr,
+    NUM_STAGES: tl.constexpr, DOT: tl.constexpr, STARTS_EARLY: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """One split of one tile of rows."""
+    tile, split = tl.program_id(0), tl.program_id(1)
+    row = _rows_of(tile, num_rows, EPILOGUE, ROWS)
+    row_mask = row < num_rows
+    starts = weight + row.to(tl.int64) * num_columns
+    length = tl.cdiv(tl.cdiv(num_columns, COLUMNS), SPLITS) * COLUMNS
+    first = split * length
+    end = tl.minimum(first + length, num_columns)
+    if STARTS_EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        if PREFETCH > 0:
+            _prefetch(starts, row_mask, first, end, PREFETCH)
+        tl.extra.cuda.gdc_wait()
+    if DOT is None:
+        sums, squares = _multiply(
+            x, norm_weight, starts, row_mask, first, end, num_tokens, x_stride,
+            HAS_NORM, IS_EVEN, TOKENS, ROWS, COLUMNS, NUM_STAGES,
+        )  # fmt: skip
+    else:
+        sums, squares = _multiply_with_dot(
+            x, norm_weight, starts, row_mask, first, end, num_tokens, x_stride,
+            HAS_NORM, IS_EVEN, TOKENS, ROWS, COLUMNS, NUM_STAGES, DOT,
+        )  # fmt: skip
+    if SPLITS == 1:
+        _finish(
+            sums, squares, bias, out, tile, num_tokens, num_rows, num_columns, eps,
+            HAS_BIAS, HAS_NORM, EPILOGUE, TOKENS, ROWS,
+        )  # fmt: skip
+    else:
+        token = tl.arange(0, TOKENS)
+        at = token[None, :] * ROWS + tl.arange(0, ROWS)[:, None]
+        mask = (token < num_tokens)[None, :] & row_mask[:, None]
+        mine = partials + (tile * SPLITS + split).to(tl.int64) * (TOKENS * ROWS)
+        all_squares = partials + tl.num_programs(0).to(tl.int64) * (SPLITS * TOKENS * ROWS)
+        all_squares += tile * (SPLITS * TOKENS)
+        tl.store(mine + at, sums, mask=mask)
+        if HAS_NORM:
+            tl.store(all_squares + split * TOKENS + token, squares)
+        # Every thread's stores come before the count, and the last one's loads behind it.
+        tl.debug_barrier()
+        if tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+            tl.store(counters + tile, 0)
+            sums = tl.zeros([ROWS, TOKENS], tl.float32)
+            squares = tl.zeros([TOKENS], tl.float32)
+            theirs = partials + tile.to(tl.int64) * (SPLITS * TOKENS * ROWS)
+            for each in tl.static_range(SPLITS):
+                found = theirs + each * (TOKENS * ROWS) + at
+                sums += tl.load(found, mask=mask, other=0.0, cache_modifier=".cg")
+                if HAS_NORM:
+                    squares += tl.load(all_squares + each * TOKENS + token, cache_modifier=".cg")
+            _finish(
+                sums, squares, bias, out, tile, num_tokens, num_rows, num_columns, eps,
+                HAS_BIAS, HAS_NORM, EPILOGUE, TOKENS, ROWS,
+            )  # fmt: skip
+
+
+class SkinnyLinear:
+    """The kernel with one weight, cut one way.
+
+    Args:
+        weight: [out_features, in_features], contiguous, final values.
+        bias: [out_features] or None.
+        tile: how it is cut.
+        norm: in front of the product, or None.
+        epilogue: behind it.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        tile: SkinnyTile,
+        *,
+        norm: Norm | None = None,
+        epilogue: Epilogue = Epilogue.NONE,
+    ) -> None:
+        assert weight.is_contiguous() and weight.dim() == 2, "a weight is read row by row"
+        self._weight, self._bias, self._norm = weight, bias, norm
+        self._tile, self._epilogue = tile, epilogue
+        self._num_tiles = -(-weight.shape[0] // tile.rows)
+        # A call leaves them 0 as it found them. Calls on one weight follow one another.
+        self._counters = torch.zeros(self._num_tiles, dtype=torch.int32, device=weight.device)
+        self._dot = None
+        if tile.uses_dot:  # the interpreter multiplies bfloat16 wrongly
+            self._dot = tl.float32 if is_interpreted() else _DOT_DTYPES[weight.dtype]
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """See fused_linear; `x` has as many tokens as the tile serves."""
+        num_tokens, tile = len(x), self._tile
+        assert tile.serves(num_tokens), f"{num_tokens} tokens for {tile}"
+        num_rows, num_columns = self._weight.shape
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        tokens = MAX_TOKENS if tile.uses_dot else token_bucket(num_tokens)
+        partials = None
+        if tile.splits > 1:
+            num_partials = self._num_tiles * tile.splits * tokens * (tile.rows + 1)
+            partials = torch.empty(num_partials, dtype=torch.float32, device=x.device)
+        out = residual
+        if self._epilogue is not Epilogue.ADD:
+            num_features = num_rows // (2 if self._epilogue is Epilogue.SILU_AND_MUL else 1)
+            out = x.new_empty(num_tokens, num_features)
+        _kernel[(self._num_tiles, tile.splits)](
+            x,
+            self._weight,
+            self._bias,
+            None if self._norm is None else self._norm.weight,
+            out,
+            partials,
+            self._counters,
+            num_tokens,
+            num_rows,
+            num_columns,
+            x.stride(0),
+            0.0 if self._norm is None else self._norm.eps,
+            HAS_BIAS=self._bias is not None,
+            HAS_NORM=self._norm is not None,
+            EPILOGUE=_EPILOGUES[self._epilogue],
+            IS_EVEN=num_columns % tile.columns == 0,
+            TOKENS=tokens,
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            SPLITS=tile.splits,
+            NUM_STAGES=tile.num_stages,
+            DOT=self._dot,
+            STARTS_EARLY=tile.starts_early,
+            PREFETCH=tile.prefetch,
+            num_warps=tile.num_warps,
+            **({"launch_pdl": True} if tile.starts_early else {}),
+        )
+        return out

@@ -1,0 +1,144 @@
+"""The skinny linear kernel against its reference; test_skinny_linear.py runs this in the interpreter.
+
+By hand: `TRITON_INTERPRET=1 pytest test/ops/skinny_linear_cases.py --slow` on a CPU, and without the
+variable on a CUDA device, where the same cases run compiled, and more at the sizes of real models.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tolerance import assert_op_close
+from torch import Tensor
+
+from chitu_like.ops.linear_fused import Norm, fused_linear
+from chitu_like.ops.linear_tiles import ALL_WORK, Epilogue, LinearWork, SkinnyTile
+from chitu_like.ops.triton.paged_attention import is_interpreted
+from chitu_like.ops.triton.skinny_linear import SkinnyLinear
+
+DEVICE = torch.device("cpu" if is_interpreted() else "cuda")
+PLAIN = SkinnyTile(rows=8, columns=32, splits=1, num_warps=4, num_stages=1, uses_dot=False)
+DOT = SkinnyTile(rows=16, columns=32, splits=1, num_warps=4, num_stages=2, uses_dot=True)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+EPS = 1e-5
+
+by_work = pytest.mark.parametrize("work", ALL_WORK, ids=[work.name for work in ALL_WORK])
+
+
+def make(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    return (torch.randn(shape) * scale).to(DEVICE, dtype)
+
+
+class Case:
+    """Operands of one call; the reference computes on copies, in float64."""
+
+    def __init__(
+        self,
+        work: LinearWork,
+        num_tokens: int,
+        out_features: int,
+        in_features: int,
+        dtype: torch.dtype,
+        has_bias: bool = False,
+    ) -> None:
+        self.work = work
+        self.x = make(num_tokens, in_features, dtype=dtype)
+        self.weight = make(out_features, in_features, dtype=dtype, scale=in_features**-0.5)
+        self.bias = make(out_features, dtype=dtype) if has_bias else None
+        self.norm_weight = make(in_features, dtype=dtype)
+        self.residual = make(num_tokens, out_features, dtype=dtype)
+
+    def expected(self) -> Tensor:
+        return fused_linear(
+            self.x.double(),
+            self.weight.double(),
+            None if self.bias is None else self.bias.double(),
+            norm=Norm(weight=self.norm_weight.double(), eps=EPS) if self.work.has_norm else None,
+            epilogue=self.work.epilogue,
+            residual=self.residual.double(),
+        )
+
+    def kernel(self, tile: SkinnyTile) -> SkinnyLinear:
+        norm = Norm(weight=self.norm_weight, eps=EPS) if self.work.has_norm else None
+        return SkinnyLinear(self.weight, self.bias, tile, norm=norm, epilogue=self.work.epilogue)
+
+    def call(self, kernel: SkinnyLinear) -> Tensor:
+        residual = self.residual.clone() if self.work.epilogue is Epilogue.ADD else None
+        found = kernel(self.x, residual)
+        assert residual is None or found is residual
+        return found
+
+    def check(self, tile: SkinnyTile) -> None:
+        assert_op_close(self.call(self.kernel(tile)), self.expected())
+
+
+@by_work
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("tile", [PLAIN, DOT], ids=["plain", "dot"])
+def test_every_fusion_computes_what_the_reference_does(
+    work: LinearWork, splits: int, tile: SkinnyTile
+) -> None:
+    Case(work, 3, 48, 96, torch.float32, has_bias=True).check(replace(tile, splits=splits))
+
+
+@pytest.mark.slow
+@by_work
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 7, 16])
+@pytest.mark.parametrize("shape", [(64, 64), (38, 70), (2, 33), (70, 8)])
+def test_every_shape_and_dtype(
+    work: LinearWork,
+    dtype: torch.dtype,
+    has_bias: bool,
+    num_tokens: int,
+    shape: tuple[int, int],
+) -> None:
+    for tile in (PLAIN, DOT):
+        for splits in (1, 2):
+            if tile.serves(num_tokens):
+                case = Case(work, num_tokens, *shape, dtype, has_bias)
+                case.check(replace(tile, splits=splits))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", range(1, 17))
+def test_any_number_of_tokens_and_a_ragged_weight(num_tokens: int, dtype: torch.dtype) -> None:
+    case = Case(LinearWork(), num_tokens, 21, 45, dtype, has_bias=True)
+    case.check(DOT)
+    if PLAIN.serves(num_tokens):
+        case.check(PLAIN)
+
+
+@pytest.mark.parametrize("tile", [PLAIN, DOT], ids=["plain", "dot"])
+def test_more_splits_than_columns_to_share(tile: SkinnyTile) -> None:
+    work = LinearWork(has_norm=True, epilogue=Epilogue.SILU_AND_MUL)
+    Case(work, 2, 32, 40, torch.float32).check(replace(tile, splits=8))
+
+
+@pytest.mark.parametrize("tile", [PLAIN, DOT], ids=["plain", "dot"])
+def test_calls_in_a_row_give_the_same_bits(tile: SkinnyTile) -> None:
+    case = Case(LinearWork(has_norm=True), 4, 40, 96, torch.float32)
+    kernel = case.kernel(replace(tile, splits=3))
+    first = case.call(kernel)
+    for _ in range(3):
+        assert torch.equal(case.call(kernel), first)
+
+
+@pytest.mark.parametrize("tile", [PLAIN, DOT], ids=["plain", "dot"])
+def test_a_token_does_not_see_the_others(tile: SkinnyTile) -> None:
+    case = Case(LinearWork(has_norm=True), 4, 24, 64, torch.float32)
+    whole = case.call(case.kernel(tile))
+    case.x[1:] = float("nan")
+    assert torch.equal(case.call(case.kernel(tile))[0], whole[0])
+
+
+def test_tokens_of_a_wider_tensor_are_taken() -> None:
+    case = Case(LinearWork(), 3, 24, 64, torch.float32)
+    expected = case.expected()
+    wide = torch.full((3, 80), float("nan"), device=DEVICE)
+    wide[:, 8:72] = case.x
+    case.x = wide[:, 8:72]
+    assert_op_close(case.call(case.kernel(PLAIN)), expected)
+    case.x = case.x.T.contiguous().T
+    assert_op_close(case.call(case.kernel(DOT)), expected)
