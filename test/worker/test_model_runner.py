@@ -178,9 +178,10 @@ def test_memory_of_a_cuda_device_is_measured_by_running() -> None:
 
 
 @pytest.mark.gpu
-def test_launching_does_not_wait_for_the_device() -> None:
+@pytest.mark.parametrize("records", [False, True], ids=["launched", "recorded"])
+def test_launching_does_not_wait_for_the_device(records: bool) -> None:
     """Where torch is told to call every wait an error, steps still run."""
-    runner = tiny_runner(TinyModel("cuda"), device="cuda")
+    runner = tiny_runner(TinyModel("cuda"), records=records, device="cuda")
     row = sampling_row(
         temperature=1.0, top_p=0.9, top_k=7, min_p=0.1, num_logprobs=2, num_prompt_logprobs=1,
         presence_penalty=1.0, logit_bias=[(3, 1.0)], min_tokens=9, stop_ids=[4],
