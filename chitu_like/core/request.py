@@ -40,6 +40,9 @@ class Request:
         num_prompt_logprobs: prompt positions whose log-probabilities were handed out.
         num_passed: later requests admitted ahead of it because it did not fit.
         last_step_id: the newest batch that names it.
+        steady_until: while num_computed is below this, its next step is one more decode for which
+            nothing has to be decided: it holds the block, workers know its row, a token is to come.
+        end_token_ids: whichever of these it samples ends it, once it has min_tokens.
         num_served_tokens: tokens computed for it, recomputed ones included.
         is_promoted: it was starving, so it goes before all others.
         start_pass: the stride policy's virtual time when it came.
@@ -48,6 +51,7 @@ class Request:
     __slots__ = (
         "arrival_s",
         "deadline_s",
+        "end_token_ids",
         "eos_token_ids",
         "finish_reason",
         "first_scheduled_s",
@@ -72,6 +76,7 @@ class Request:
         "slot",
         "start_pass",
         "state",
+        "steady_until",
         "stop_token_id",
     )
 
@@ -91,6 +96,9 @@ class Request:
         self.prompt_token_ids = prompt_token_ids
         self.params = params
         self.eos_token_ids = eos_token_ids
+        self.end_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            self.end_token_ids |= eos_token_ids
         self.max_output_tokens = max_output_tokens
         self.seed = seed
         self.arrival_s = arrival_s
@@ -111,6 +119,7 @@ class Request:
         self.first_scheduled_s: float | None = None
         self.last_scheduled_s = arrival_s
         self.last_step_id = -1
+        self.steady_until = 0
         self.first_token_s: float | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None

@@ -18,6 +18,10 @@ LEAST_PREFILL_SHARE = 256
 def ready_requests(running: Sequence[Request], *, step_id: int, num_stages: int) -> list[Request]:
     """Those that can be part of the next batch, in the order given.
 
+    A request's next token must be known here, or have been sampled so long ago that the first stage
+    gets it in time. An executor holds num_stages batches, and one more with overlap; so at most two
+    tokens of a request are on their way at once, and an end of text costs at most one in vain.
+
     Of the decodes no more than a stage's share, so that the micro-batches stay even while requests
     come and go; who is left out is ready for the batch after it.
 
@@ -26,7 +30,13 @@ def ready_requests(running: Sequence[Request], *, step_id: int, num_stages: int)
         step_id: of the next batch.
         num_stages: pipeline stages.
     """
-    ready = [r for r in running if _is_ready(r, step_id, num_stages)]
+    ready = [  # asked for every request in every step, so written out
+        r
+        for r in running
+        if r.num_in_flight <= num_stages
+        and (not r.num_pending or step_id - r.last_step_id >= num_stages)
+        and (r.num_computed < r.steady_until or _has_step_to_come(r))
+    ]
     if num_stages == 1:
         return ready
     share = -(-sum(map(_has_decode_to_come, running)) // num_stages)
@@ -55,19 +65,9 @@ def prefill_share(running: Iterable[Request], num_arriving: int, num_stages: int
     return max(LEAST_PREFILL_SHARE, -(-(num_begun + num_arriving) // (2 * num_stages)))
 
 
-def _is_ready(request: Request, step_id: int, num_stages: int) -> bool:
-    """Whether a running request can take part in batch `step_id`.
-
-    Its next token must be known here, or have been sampled so long ago that the first stage gets it
-    in time. An executor holds num_stages batches, and one more with overlap; so at most two tokens
-    of a request are on their way at once, and an end of text costs at most one in vain.
-    """
-    return (
-        request.num_in_flight <= num_stages
-        and (not request.num_pending or step_id - request.last_step_id >= num_stages)
-        and _has_tokens_to_come(request)
-        and request.num_uncomputed > 0
-    )
+def _has_step_to_come(request: Request) -> bool:
+    """Whether something of a running request is left to compute."""
+    return _has_tokens_to_come(request) and request.num_uncomputed > 0
 
 
 def _has_tokens_to_come(request: Request) -> bool:

@@ -42,12 +42,15 @@ class SortKey:
         key: smaller goes first.
         is_static: a waiting request's key never changes, so the queue is sorted once.
         is_preemptive: a waiting request with a smaller key takes a running one's place.
+        is_settled: a request's key does not change while it decodes, so running requests are sorted
+            only when one joins or comes through its prompt.
     """
 
     name: str
     key: Callable[[Request, Situation], float]
     is_static: bool
     is_preemptive: bool
+    is_settled: bool
 
 
 SORT_KEYS: dict[str, SortKey] = {}
@@ -55,7 +58,7 @@ ALIASES = {"fifo": "fcfs"}
 
 
 def sort_key(
-    *, is_static: bool, is_preemptive: bool = False
+    *, is_static: bool, is_preemptive: bool = False, is_settled: bool = False
 ) -> Callable[[Callable[[Request, Situation], float]], Callable[[Request, Situation], float]]:
     """File the decorated function under its own name."""
 
@@ -64,32 +67,36 @@ def sort_key(
     ) -> Callable[[Request, Situation], float]:
         name = key.__name__
         SORT_KEYS[name] = SortKey(
-            name=name, key=key, is_static=is_static, is_preemptive=is_preemptive
+            name=name,
+            key=key,
+            is_static=is_static,
+            is_preemptive=is_preemptive,
+            is_settled=is_settled,
         )
         return key
 
     return add
 
 
-@sort_key(is_static=True)
+@sort_key(is_static=True, is_settled=True)
 def fcfs(request: Request, situation: Situation) -> float:
     """First come, first served: nobody waits for a later arrival."""
     return request.arrival_s
 
 
-@sort_key(is_static=True)
+@sort_key(is_static=True, is_settled=True)
 def prefill_first(request: Request, situation: Situation) -> float:
     """Prompts before decodes: a new request joins early, so decode batches stay large (Orca)."""
     return 1.0 if request.slot is not None and request.is_decoding else 0.0
 
 
-@sort_key(is_static=True, is_preemptive=True)
+@sort_key(is_static=True, is_preemptive=True, is_settled=True)
 def request_preset(request: Request, situation: Situation) -> float:
     """The order users asked for: lower `priority` first."""
     return float(request.params.priority)
 
 
-@sort_key(is_static=True, is_preemptive=True)
+@sort_key(is_static=True, is_preemptive=True, is_settled=True)
 def deadline(request: Request, situation: Situation) -> float:
     """Earliest deadline first: meets every deadline whenever some order does."""
     return request.deadline_s
@@ -101,7 +108,7 @@ def stride(request: Request, situation: Situation) -> float:
     return stride_pass(request)
 
 
-@sort_key(is_static=False)
+@sort_key(is_static=False, is_settled=True)
 def prefix_align(request: Request, situation: Situation) -> float:
     """Longest cached prefix first: requests of one prefix follow each other while it is cached."""
     return -float(situation.count_cached(request)) if request.slot is None else -math.inf
@@ -153,6 +160,7 @@ class Ordering:
         keys = [SORT_KEYS[name] for name in names]
         self._first, *self._others = (key.key for key in keys)
         self.is_static = all(key.is_static for key in keys)
+        self.is_settled = all(key.is_settled for key in keys)
         self.is_preemptive = keys[0].is_preemptive
         self.can_starve = not {"fcfs", "prefill_first"} >= set(names)  # those keep arrival order
 

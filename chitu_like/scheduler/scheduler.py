@@ -19,7 +19,13 @@ from collections.abc import Sequence
 
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.errors import CapacityError
-from chitu_like.core.output import FinishReason, RequestDelta, RequestTimes, StepOutput
+from chitu_like.core.output import (
+    FinishReason,
+    RequestDelta,
+    RequestTimes,
+    StepOutput,
+    TokenLogprobs,
+)
 from chitu_like.core.request import Request, RequestState
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.scheduler.limits import SchedulerLimits
@@ -54,6 +60,7 @@ class Scheduler:
         self._ordering = ordering
         self._waiting = WaitingQueue(ordering)
         self._running: list[Request] = []
+        self._is_sorted = True
         self._open: dict[str, Request] = {}
         self._free_slots = deque(range(limits.max_reqs))
         self._in_flight: dict[int, list[Request]] = {}
@@ -147,7 +154,7 @@ class Scheduler:
         )
         if self._ordering.can_starve:
             self._promote_starved(now_s)
-        self._running.sort(key=lambda request: self._ordering.rank(request, situation))
+        self._sort_running(situation)
         if self._free_slots or self._ordering.is_preemptive:
             self._waiting.sort(situation)  # else nobody joins: who loses a slot lacked blocks
         ready = ready_requests(
@@ -179,28 +186,30 @@ class Scheduler:
         prompt_logprobs = dict(output.prompt_logprobs)
         logprobs = iter(output.logprobs)
         sampled = iter(output.token_ids)
-        for index, request in enumerate(self._in_flight.pop(batch.step_id)):
-            samples = batch.samples[index]
-            token_id = next(sampled) if samples else None
-            token_logprobs = next(logprobs, None) if samples else None
+        requests = self._in_flight.pop(batch.step_id)
+        for index, (request, samples) in enumerate(zip(requests, batch.samples, strict=True)):
+            token_ids = [next(sampled)] if samples else []
+            entry = next(logprobs, None) if samples else None
             request.num_in_flight -= 1
             request.num_pending -= samples
-            if not request.is_finished:
+            if request.finish_reason is None:
+                if samples:
+                    self._append(request, token_ids[0], now_s)
                 delta = RequestDelta(
-                    request.request_id, [], num_cached_tokens=request.num_cached_tokens
+                    request.request_id,
+                    token_ids,
+                    [] if entry is None else [entry],
+                    num_cached_tokens=request.num_cached_tokens,
                 )
                 if entries := prompt_logprobs.get(index):
-                    first_new = request.num_prompt_logprobs - batch.num_computed[index]
-                    delta.prompt_logprobs.extend(entries[max(0, first_new) :])
-                    request.num_prompt_logprobs += len(delta.prompt_logprobs)
-                if token_id is not None:
-                    delta.token_ids.append(token_id)
-                    if token_logprobs is not None:
-                        delta.logprobs.append(token_logprobs)
-                    self._append(request, token_id, now_s)
-                if delta.token_ids or delta.prompt_logprobs:
-                    deltas.append(_last_delta(delta, request, now_s))
-            if request.is_finished and not request.num_in_flight:
+                    delta.prompt_logprobs.extend(
+                        _new_entries(request, batch.num_computed[index], entries)
+                    )
+                if request.finish_reason is not None:
+                    delta = _last_delta(delta, request, now_s)
+                if samples or delta.prompt_logprobs:
+                    deltas.append(delta)
+            if request.finish_reason is not None and not request.num_in_flight:
                 self._release(request)
         return deltas
 
@@ -208,7 +217,7 @@ class Scheduler:
 
     def _open_step(self, ready: list[Request]) -> Step:
         """An empty step whose budgets keep room for the decodes that are ready."""
-        decodes = {request for request in ready if request.num_uncomputed == 1}
+        decodes = {r for r in ready if r.num_computed < r.steady_until or r.num_uncomputed == 1}
         limits = self.limits
         budget = limits.max_num_batched_tokens
         prefill_budget = limits.prefill_chunk_size
@@ -247,6 +256,9 @@ class Scheduler:
 
     def _schedule_running(self, ready: list[Request], step: Step) -> None:
         for request in ready:
+            if request.num_computed < request.steady_until and step.token_budget:
+                step.add_decode(request)
+                continue
             if request.state is not RequestState.RUNNING:
                 continue  # preempted meanwhile
             num_tokens = step.num_tokens_for(request)
@@ -259,7 +271,7 @@ class Scheduler:
         Terminates: each round preempts one running request, at last this one itself.
         """
         while not self.blocks.extend(request, num_tokens):
-            victim = next(r for r in reversed(self._running) if r.request_id not in step.chunks)
+            victim = next(r for r in reversed(self._running) if r not in step.chunks)
             self._preempt(victim, step)
             step.is_short_of_blocks = True
             if victim is request:
@@ -267,6 +279,8 @@ class Scheduler:
         return True
 
     def _admit_waiting(self, step: Step) -> None:
+        if not self._free_slots:
+            return
         passed: list[Request] = []
         for request in list(self._waiting):
             if not self._free_slots:
@@ -329,6 +343,7 @@ class Scheduler:
         request.slot = self._free_slots.popleft()
         request.num_blocks_sent = 0
         self._running.append(request)
+        self._is_sorted = False
 
     def _preempt(self, request: Request, step: Step) -> None:
         """Take a running request's blocks; it waits again, its tokens kept on the host if possible."""
@@ -345,30 +360,42 @@ class Scheduler:
         self._running.remove(request)
         self._free_slot(request)
         request.state = RequestState.PREEMPTED
+        request.steady_until = 0
         self._waiting.add(request)
 
     def _build_batch(self, step: Step, now_s: float) -> ScheduledBatch:
         """The batch of a step, decodes first; every counter moves on as if it were computed."""
-        chunks = step.ordered_chunks()
-        batch = build_batch(self._num_steps, step, chunks, self.blocks)
-        self._prefill_lead *= LEAD_FADE
-        for (request, num_tokens), samples in zip(chunks, batch.samples, strict=True):
-            self._prefill_lead += num_tokens if request.num_uncomputed > 1 else -num_tokens
-            self._advance(request, num_tokens, samples, now_s)
+        requests = step.ordered_requests()
+        batch = build_batch(self._num_steps, step, requests, self.blocks)
+        num_prefill, num_all = step.num_prefill_tokens, len(batch.token_ids)
+        self._prefill_lead = self._prefill_lead * LEAD_FADE + 2 * num_prefill - num_all
+        for request, num_tokens, samples in zip(
+            requests, batch.num_tokens, batch.samples, strict=True
+        ):
+            is_steady = request.num_computed < request.steady_until
+            if not (is_steady or request.is_decoding):
+                self._is_sorted = False
+            request.num_computed += num_tokens
+            request.num_pending += samples
+            request.num_in_flight += 1
+            request.num_served_tokens += num_tokens
+            request.last_scheduled_s = now_s
             request.last_step_id = batch.step_id
-        self._in_flight[batch.step_id] = [request for request, _ in chunks]
+            if not is_steady:
+                self._settle(request, now_s)
+        self._in_flight[batch.step_id] = requests
         self._num_steps += 1
         return batch
 
-    def _advance(self, request: Request, num_tokens: int, samples: bool, now_s: float) -> None:
-        request.num_computed += num_tokens
-        request.num_pending += samples
-        request.num_in_flight += 1
-        request.num_served_tokens += num_tokens
-        request.num_blocks_sent = len(self.blocks.block_ids(request))
-        request.last_scheduled_s = now_s
+    def _settle(self, request: Request, now_s: float) -> None:
+        """Note what a batch told the workers about a request, and how long it may go on decoding."""
+        num_blocks = len(self.blocks.block_ids(request))
+        request.num_blocks_sent = num_blocks
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s
+        if request.is_decoding:
+            last = request.num_prompt_tokens + request.max_output_tokens - 1  # never computed
+            request.steady_until = min(num_blocks * self.blocks.block_size, last)
 
     # Parts of update
 
@@ -377,16 +404,13 @@ class Scheduler:
         request.output_token_ids.append(token_id)
         if request.first_token_s is None:
             request.first_token_s = now_s
-        params = request.params
-        if len(request.output_token_ids) >= params.min_tokens:
+        num_tokens, params = len(request.output_token_ids), request.params
+        if token_id in request.end_token_ids and num_tokens >= params.min_tokens:
             if token_id in params.stop_token_ids:
                 request.stop_token_id = token_id
-                return self._finish(request, FinishReason.STOP)
-            if token_id in request.eos_token_ids and not params.ignore_eos:
-                return self._finish(request, FinishReason.STOP)
-        if len(request.output_token_ids) >= request.max_output_tokens:
+            self._finish(request, FinishReason.STOP)
+        elif num_tokens >= request.max_output_tokens:
             self._finish(request, FinishReason.LENGTH)
-        return None
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         """The answer is complete; what it holds goes when no batch in flight names it."""
@@ -415,11 +439,18 @@ class Scheduler:
         For good: a promotion that ended with the first token would let two starving requests
         preempt each other for ever.
         """
-        for request in (*self._waiting, *self._running):
-            idle_s = now_s - request.last_scheduled_s
-            if idle_s > self.limits.starvation_s and not request.is_promoted:
-                request.is_promoted = True
-                self._waiting.is_sorted = False
+        latest_s = now_s - self.limits.starvation_s
+        for requests in (self._waiting, self._running):
+            for request in [r for r in requests if r.last_scheduled_s < latest_s]:
+                if not request.is_promoted:
+                    request.is_promoted = True
+                    self._is_sorted = self._waiting.is_sorted = False
+
+    def _sort_running(self, situation: Situation) -> None:
+        """Policy order; one that no decode changes is kept until someone joins or starts decoding."""
+        if not (self._is_sorted and self._ordering.is_settled):
+            self._running.sort(key=lambda request: self._ordering.rank(request, situation))
+            self._is_sorted = True
 
     def _free_slot(self, request: Request) -> None:
         self._free_slots.append(slot_of(request))
@@ -436,10 +467,17 @@ def _can_admit_now(request: Request) -> bool:
     return request.num_in_flight == 0
 
 
+def _new_entries(
+    request: Request, num_computed: int, entries: list[TokenLogprobs]
+) -> list[TokenLogprobs]:
+    """Those of a chunk's prompt logprobs that no delta had: a recomputed prompt has some again."""
+    new = entries[max(0, request.num_prompt_logprobs - num_computed) :]
+    request.num_prompt_logprobs += len(new)
+    return new
+
+
 def _last_delta(delta: RequestDelta, request: Request, now_s: float) -> RequestDelta:
-    """The delta with how and when the request ended, where it did."""
-    if not request.is_finished:
-        return delta
+    """The delta with how and when the request ended."""
     scheduled_s = (
         request.arrival_s if request.first_scheduled_s is None else request.first_scheduled_s
     )

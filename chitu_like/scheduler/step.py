@@ -24,7 +24,9 @@ class Step:
             unless the step is tight.
         token_budget: tokens that still fit.
         prefill_budget: prompt tokens that still fit.
-        chunks: request id -> (request, its next tokens in this step).
+        chunks: request -> its next tokens in this step.
+        cut: those of the chunks behind which more prompt is left.
+        num_prefill_tokens: of the chunks of requests that do not decode.
         swap_out, swap_in: as in ScheduledBatch.
         is_short_of_blocks: someone was preempted for lack of blocks, so nobody is admitted.
         num_history_tokens: that the rows of the chunks bring along.
@@ -34,7 +36,9 @@ class Step:
     decodes_left: set[Request]
     token_budget: int
     prefill_budget: int
-    chunks: dict[str, tuple[Request, int]] = field(default_factory=dict)
+    chunks: dict[Request, int] = field(default_factory=dict)
+    cut: set[Request] = field(default_factory=set)
+    num_prefill_tokens: int = 0
     swap_out: list[tuple[int, int]] = field(default_factory=list)
     swap_in: list[tuple[int, int]] = field(default_factory=list)
     is_short_of_blocks: bool = False
@@ -57,16 +61,26 @@ class Step:
 
     def add(self, request: Request, num_tokens: int) -> None:
         """Put the request's next `num_tokens` tokens into the batch."""
-        self.chunks[request.request_id] = (request, num_tokens)
+        num_uncomputed = request.num_uncomputed
         self.num_history_tokens += _num_history_tokens(request)
+        if num_uncomputed > 1:
+            self.prefill_budget -= num_tokens
+            self.num_prefill_tokens += num_tokens
+        if num_uncomputed > num_tokens:
+            self.cut.add(request)
+        self.add_decode(request, num_tokens)
+
+    def add_decode(self, request: Request, num_tokens: int = 1) -> None:
+        """The part of `add` that a decode needs whose row the workers know."""
+        self.chunks[request] = num_tokens
         self.decodes_left.discard(request)
         self.token_budget -= num_tokens
-        if request.num_uncomputed > 1:
-            self.prefill_budget -= num_tokens
 
-    def ordered_chunks(self) -> list[tuple[Request, int]]:
-        """The chunks as they stand in the batch: those of one token first."""
-        return sorted(self.chunks.values(), key=lambda chunk: chunk[1] > 1)
+    def ordered_requests(self) -> list[Request]:
+        """The requests as they stand in the batch: those with one token first."""
+        if not self.num_prefill_tokens:
+            return list(self.chunks)
+        return sorted(self.chunks, key=lambda request: self.chunks[request] > 1)
 
 
 def _num_history_tokens(request: Request) -> int:
@@ -76,25 +90,29 @@ def _num_history_tokens(request: Request) -> int:
 
 
 def build_batch(
-    step_id: int, step: Step, chunks: list[tuple[Request, int]], blocks: BlockManager
+    step_id: int, step: Step, requests: list[Request], blocks: BlockManager
 ) -> ScheduledBatch:
-    """The batch of a step, whose chunks are in order. The requests' counters say what was before it."""
+    """The batch of a step, whose requests are in order. Their counters say what was before it."""
+    num_tokens = [step.chunks[request] for request in requests]
     return ScheduledBatch(
         step_id=step_id,
-        slots=[slot_of(request) for request, _ in chunks],
-        num_tokens=[num_tokens for _, num_tokens in chunks],
-        num_computed=[request.num_computed for request, _ in chunks],
-        samples=[num_tokens == request.num_uncomputed for request, num_tokens in chunks],
-        token_ids=[token for chunk in chunks for token in _input_tokens(*chunk)],
-        new_blocks=[_new_blocks(request, blocks) for request, _ in chunks],
+        slots=[slot_of(request) for request in requests],
+        num_tokens=num_tokens,
+        num_computed=[request.num_computed for request in requests],
+        samples=[request not in step.cut for request in requests],
+        token_ids=_input_tokens(requests, num_tokens),
+        new_blocks=[
+            [] if request.num_computed < request.steady_until else _new_blocks(request, blocks)
+            for request in requests
+        ],
         rows=[
             _row(request, blocks.block_ids(request))
-            for request, _ in chunks
+            for request in requests
             if not request.num_blocks_sent
         ],
         swap_out=step.swap_out,
         swap_in=step.swap_in,
-        num_decodes=sum(num_tokens == 1 for _, num_tokens in chunks),
+        num_decodes=num_tokens.count(1),
     )
 
 
@@ -111,11 +129,17 @@ def slot_of(request: Request) -> int:
     return request.slot
 
 
-def _input_tokens(request: Request, num_tokens: int) -> list[int]:
-    """The ids of its next tokens; the newest may be known to the device alone."""
-    start = request.num_computed
-    known = request.known_tokens(start, start + num_tokens)
-    return known + [SAMPLED_LAST] * (num_tokens - len(known))
+def _input_tokens(requests: list[Request], num_tokens: list[int]) -> list[int]:
+    """The ids of their next tokens; the newest of a request may be known to the device alone."""
+    token_ids: list[int] = []
+    for request, count in zip(requests, num_tokens, strict=True):
+        if request.num_pending and count == 1:
+            token_ids.append(SAMPLED_LAST)
+        else:
+            start = request.num_computed
+            known = request.known_tokens(start, start + count)
+            token_ids += known + [SAMPLED_LAST] * (count - len(known))
+    return token_ids
 
 
 def _sampling_row(request: Request) -> SamplingRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from hashlib import blake2b
 
@@ -14,6 +15,7 @@ from scheduling import Rig, make_rig
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch
 from chitu_like.core.output import FinishReason
 from chitu_like.scheduler import step
+from chitu_like.scheduler.policy import SORT_KEYS
 
 
 def test_a_step_carries_decodes_and_a_prefill_chunk_together():
@@ -274,6 +276,31 @@ def test_one_stage_is_scheduled_as_it_ever_was():
     """The batches of forty histories, as they were before there were stages."""
     digests = "".join(random_history(seed).digest() for seed in range(40))
     assert blake2b(digests.encode(), digest_size=8).hexdigest() == "8a5b2ad5c1f66be9"
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+@pytest.mark.parametrize("seed", range(12))
+def test_an_order_that_is_kept_is_the_one_sorting_would_give(seed, num_stages, monkeypatch):
+    """Settled keys are sorted only when somebody joins or starts decoding."""
+    kept = random_history(seed, num_stages=num_stages).digest()
+    for name, key in SORT_KEYS.items():
+        monkeypatch.setitem(SORT_KEYS, name, dataclasses.replace(key, is_settled=False))
+    assert random_history(seed, num_stages=num_stages).digest() == kept
+
+
+def test_an_answer_is_shared_block_by_block_while_it_grows():
+    """Steady decodes ask the block manager nothing, but for a block when the last one is full."""
+    rig = make_rig(max_in_flight=2, block_size=4, max_seq_len=64)
+    rig.add("a", [1, 2, 3, 4], max_tokens=20)
+    for _ in range(12):
+        rig.step()
+    second = [1, 2, 3, 4, *rig.tokens["a"]]
+    rig.add("b", second, max_tokens=2)
+    rig.step()
+    num_cached = rig.executor.batches[-1].num_computed[-1]
+    assert num_cached == (len(second) - 1) // 4 * 4 == 12  # every full block of the first answer
+    rig.run()
+    assert rig.tokens["a"] == expected_output([1, 2, 3, 4], 20)
 
 
 def test_free_slots_do_not_count_against_the_queue():
