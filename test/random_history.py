@@ -42,10 +42,11 @@ class History:
         return whole.hexdigest()
 
 
-def random_history(seed: int, *, num_stages: int = 1) -> History:
-    """Thirty requests at most, under limits that `seed` draws."""
+def random_history(seed: int, *, num_stages: int = 1, policy: str | None = None) -> History:
+    """Thirty requests at most, under limits that `seed` draws, and a policy where none is given."""
     rng = random.Random(seed)
-    policy = ",".join(rng.sample(sorted(SORT_KEYS), rng.randint(1, 3)))
+    drawn = ",".join(rng.sample(sorted(SORT_KEYS), rng.randint(1, 3)))
+    policy = drawn if policy is None else policy
     num_blocks = rng.choice([12, 20, 60])
     rig = make_rig(
         policy=policy,
