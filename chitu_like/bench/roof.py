@@ -41,10 +41,22 @@ def measure_roof(device: torch.device, dtype: torch.dtype) -> Roof:
         device: "cuda" or "cpu".
         dtype: of the matrices; their numbers are random, since zeros multiply faster.
     """
-    num_bytes, size = READ_BYTES[device.type], MATMUL_SIZE[device.type]
+    roof = Roof(
+        read_bytes_per_s=_read_bytes_per_s(device),
+        matmul_flops_per_s=_matmul_flops_per_s(device, dtype),
+    )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what comes next plans with what the driver calls free
+    return roof
+
+
+def _read_bytes_per_s(device: torch.device) -> float:
+    num_bytes = READ_BYTES[device.type]
     read = torch.ones(num_bytes // 8, dtype=torch.int64, device=device)
-    read_s = seconds_per_call([read.sum], device)
-    del read
+    return num_bytes / seconds_per_call([read.sum], device)
+
+
+def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    size = MATMUL_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    matmul_s = seconds_per_call([lambda: a @ b], device)
-    return Roof(read_bytes_per_s=num_bytes / read_s, matmul_flops_per_s=2 * size**3 / matmul_s)
+    return 2 * size**3 / seconds_per_call([lambda: a @ b], device)
