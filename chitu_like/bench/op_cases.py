@@ -18,11 +18,12 @@ from chitu_like.attention.base import (
 from chitu_like.bench.device_timing import Call
 from chitu_like.bench.op_case import Case, OpWork, Setting, Work, op_case
 from chitu_like.core.errors import UnsupportedError
-from chitu_like.ops.activation import silu_and_mul_op
+from chitu_like.ops.activation import act_and_mul_op
 from chitu_like.ops.kv_store import kv_store_op
 from chitu_like.ops.linear import PlainLinear, make_linear_kernel
 from chitu_like.ops.norm import add_rms_norm_op, rms_norm_op
-from chitu_like.ops.rotary import apply_rotary_op, rotation
+from chitu_like.ops.rope_store import qk_norm_rope_store_op
+from chitu_like.ops.rotary import rotation
 
 EPS = 1e-5
 
@@ -44,40 +45,47 @@ def _add_rms_norm(at: Setting) -> OpWork:
     )
 
 
-def _silu_and_mul(at: Setting) -> OpWork:
+def _act_and_mul(at: Setting) -> OpWork:
     inner = at.spec.intermediate_size
     return OpWork(
-        arguments=lambda: (at.random(at.num_tokens, 2 * inner),),
+        arguments=lambda: (at.random(at.num_tokens, 2 * inner), at.spec.hidden_act),
         num_bytes=at.bytes_of(3 * at.num_tokens * inner),
     )
 
 
-def _apply_rotary(at: Setting) -> OpWork:
+def _rope_store(at: Setting) -> OpWork:
+    """Without norms of the heads, which add next to nothing to what is read."""
     assert at.spec.rope is not None, "this case is for models that rotate"
     rotary_dim, interleaved = at.spec.rope.rotary_dim, at.spec.rope.interleaved
+    qkv_size = at.q_size + 2 * at.kv_size
 
     def arguments() -> tuple[object, ...]:
-        angles = torch.rand(at.num_tokens, rotary_dim // 2, device=at.device)
-        turns = rotation(angles, interleaved=interleaved, dtype=at.dtype)
-        return at.random(at.num_tokens, at.spec.num_heads, at.spec.head_dim), turns, interleaved
+        positions = torch.randint(at.context, (at.num_tokens,), device=at.device)
+        frequencies = torch.rand(rotary_dim // 2, device=at.device)
+        turns = rotation(positions, frequencies, interleaved=interleaved, scale=1.0, dtype=at.dtype)
+        return at.random(at.num_tokens, qkv_size), None, turns, interleaved, *_slots(at)
 
     return OpWork(
-        arguments=arguments,
-        num_bytes=at.bytes_of(at.num_tokens * (2 * at.q_size + 2 * rotary_dim)),
+        arguments=arguments, num_bytes=at.bytes_of(at.num_tokens * (2 * qkv_size + 2 * rotary_dim))
     )
 
 
 def _kv_store(at: Setting) -> OpWork:
     heads = (at.spec.num_kv_heads, at.spec.head_dim)
-    num_blocks = -(-at.num_tokens // at.block_size)
 
     def arguments() -> tuple[object, ...]:
-        slots = torch.randperm(num_blocks * at.block_size, device=at.device)[: at.num_tokens]
         k, v = at.random(at.num_tokens, *heads), at.random(at.num_tokens, *heads)
-        caches = (at.random(num_blocks, at.block_size, *heads) for _ in range(2))
-        return (k, v, *caches, slots)
+        return (k, v, *_slots(at))
 
     return OpWork(arguments=arguments, num_bytes=at.bytes_of(4 * at.num_tokens * at.kv_size))
+
+
+def _slots(at: Setting) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Caches for the step's tokens alone, and slots in random order."""
+    num_blocks = -(-at.num_tokens // at.block_size)
+    shape = (num_blocks, at.block_size, at.spec.num_kv_heads, at.spec.head_dim)
+    slots = torch.randperm(num_blocks * at.block_size, device=at.device)[: at.num_tokens]
+    return at.random(*shape), at.random(*shape), slots
 
 
 def _linear(name: str) -> Case:
@@ -204,14 +212,14 @@ def _attention_batch(at: Setting) -> ForwardBatch:
 
 
 def _is_gated(at: Setting) -> bool:
-    return at.spec.hidden_act in ("silu", "swish") and at.spec.opt is None
+    return at.spec.opt is None
 
 
 CASES: tuple[Case, ...] = (
     op_case(rms_norm_op, _rms_norm),
     op_case(add_rms_norm_op, _add_rms_norm),
-    op_case(silu_and_mul_op, _silu_and_mul, applies=_is_gated),
-    op_case(apply_rotary_op, _apply_rotary, applies=lambda at: at.spec.rope is not None),
+    op_case(act_and_mul_op, _act_and_mul, applies=_is_gated),
+    op_case(qk_norm_rope_store_op, _rope_store, applies=lambda at: at.spec.rope is not None),
     op_case(kv_store_op, _kv_store),
     *(map(_linear, ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"))),
     Case(name="attention", kinds=_attention_kinds, make=_attention, needs_context=True),

@@ -1,10 +1,10 @@
-"""Attention over the paged cache: store this batch's keys and values, then ask the backend."""
+"""Attention over the paged cache: one layer's cache, and the backend that reads it."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from chitu_like.attention.base import AttentionBackend, ForwardBatch
+from chitu_like.attention.base import AttentionBackend, ForwardBatch, LayerKVCache
 from chitu_like.layers.options import LayerOptions
 from chitu_like.ops.kv_store import kv_store_op
 
@@ -36,13 +36,19 @@ class Attention(nn.Module):
         self._backend = backend
         self._store = kv_store_op.resolve(options.device, options.dtype, options.op_impl)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch) -> Tensor:
-        """Attend.
+    def cache(self, batch: ForwardBatch) -> LayerKVCache:
+        """Where the batch's keys and values go before `forward` reads them."""
+        return batch.kv_caches[self._layer_index]
+
+    def store(self, k: Tensor, v: Tensor, batch: ForwardBatch) -> None:
+        """Put keys and values, each [num_tokens, num_local_kv_heads, head_dim], into the cache."""
+        self._store(k, v, *self.cache(batch), batch.slot_mapping)
+
+    def forward(self, q: Tensor, batch: ForwardBatch) -> Tensor:
+        """Attend to what is in the cache, the batch's own keys and values among it.
 
         Args:
             q: [num_tokens, num_local_heads, head_dim].
-            k: [num_tokens, num_local_kv_heads, head_dim]; written to the layer's cache.
-            v: the same.
             batch: planned by the backend.
 
         Returns: [num_tokens, num_local_heads * head_dim].
@@ -50,7 +56,7 @@ class Attention(nn.Module):
         metadata = batch.attn_metadata
         if metadata is None:
             raise ValueError("batch.attn_metadata is not set: call the backend's plan(batch) first")
-        cache = batch.kv_caches[self._layer_index]
-        self._store(k, v, cache.k, cache.v, batch.slot_mapping)
-        out = self._backend.run(q, cache, metadata, scale=self._scale, window=self._window)
+        out = self._backend.run(
+            q, self.cache(batch), metadata, scale=self._scale, window=self._window
+        )
         return out.flatten(1)

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chitu_like.layers.linear import Linear
+from chitu_like.layers.norm import RMSNorm
 from chitu_like.layers.options import LayerOptions
+from chitu_like.ops.embedding import embed_rms_norm_op
 from chitu_like.quantization.parameter import Shard, WeightParameter, stacked_layouts
 
 
@@ -51,6 +53,9 @@ class VocabParallelEmbedding(Embedding):
         rows = Shard.padded(vocab_size, tp.rank, tp.size)
         super().__init__(vocab_size, width, options, rows=rows)
         self._tp, self._rows = tp, rows
+        self._embed_rms_norm = embed_rms_norm_op.resolve(
+            options.device, options.dtype, options.op_impl
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         """See Embedding. Each row comes from the one rank that holds it; the others add zeros."""
@@ -60,6 +65,13 @@ class VocabParallelEmbedding(Embedding):
         is_elsewhere = (row < 0) | (row >= self._rows.size)
         x = super().forward(row.masked_fill_(is_elsewhere, 0))
         return self._tp.all_reduce(x.masked_fill_(is_elsewhere.unsqueeze(1), 0))
+
+    def with_norm(self, ids: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, and its norm: the residual stream and the first layer's input."""
+        if self._tp.size == 1:
+            return self._embed_rms_norm(ids, self.weight, norm.weight, norm.eps)
+        x = self(ids)
+        return x, norm(x)
 
 
 class LMHead(Linear):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from chitu_like.layers.linear import (
@@ -9,7 +11,7 @@ from chitu_like.layers.linear import (
     RowParallelLinear,
 )
 from chitu_like.layers.options import LayerOptions
-from chitu_like.ops.activation import gated_activation
+from chitu_like.ops.activation import act_and_mul_op
 
 
 class GatedMLP(nn.Module):
@@ -39,7 +41,8 @@ class GatedMLP(nn.Module):
         self.down_proj = RowParallelLinear(
             intermediate_size, hidden_size, has_bias=has_bias, options=options
         )
-        self._act = gated_activation(activation, options.device, options.dtype, options.op_impl)
+        act_and_mul = act_and_mul_op.resolve(options.device, options.dtype, options.op_impl)
+        self._act = partial(act_and_mul, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """X [num_tokens, hidden_size], not modified -> the same shape, fresh."""

@@ -22,12 +22,16 @@ class RMSNorm(nn.Module):
         size: of the last dimension.
         eps: added to the mean square.
         options: how layers are built.
+
+    Attributes:
+        weight: [size].
+        eps: as given.
     """
 
     def __init__(self, size: int, eps: float, options: LayerOptions) -> None:
         super().__init__()
         self.weight = _vector(size, options)
-        self._eps = eps
+        self.eps = eps
         self._norm = rms_norm_op.resolve(options.device, options.dtype, options.op_impl)
         self._add_norm = add_rms_norm_op.resolve(options.device, options.dtype, options.op_impl)
         self._summing = options.parallel.tp if options.norms_reduce else None
@@ -39,10 +43,10 @@ class RMSNorm(nn.Module):
         overwritten; else x is not modified.
         """
         if residual is None:
-            return self._norm(x, self.weight, self._eps)
+            return self._norm(x, self.weight, self.eps)
         if self._summing is not None:
-            return self._summing.all_reduce_add_rms_norm(x, residual, self.weight, self._eps)
-        return self._add_norm(x, residual, self.weight, self._eps)
+            return self._summing.all_reduce_add_rms_norm(x, residual, self.weight, self.eps)
+        return self._add_norm(x, residual, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from chitu_like.core.rope_spec import RopeSpec
-from chitu_like.ops.rotary import Rotation, rotation
+from chitu_like.ops.rotary import Rotation, rotation_op
 
 
 class RotaryEmbedding(nn.Module):
@@ -28,30 +28,43 @@ class RotaryEmbedding(nn.Module):
         spec: kind and numbers.
         dtype: of queries and keys.
         device: where positions are.
+        op_impl: kind of implementation to take.
     """
 
-    def __init__(self, spec: RopeSpec, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: RopeSpec,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        op_impl: str = "auto",
+    ) -> None:
         super().__init__()
         self._spec = spec
         self._dtype = dtype
-        # Not a buffer: nothing in a checkpoint may fill it.
+        # Not buffers: nothing in a checkpoint may fill them.
         self._inv_freq = inverse_frequencies(spec).to(device)
+        self._exponents = exponents_of(spec).to(device)
+        self._rotation = rotation_op.resolve(device, dtype, op_impl)
 
     def forward(self, positions: Tensor) -> Rotation:
         """Angles of tokens at `positions` [num_tokens] int64."""
         spec = self._spec
         freq = self._inv_freq
         if spec.kind == "dynamic":
-            freq = dynamic_frequencies(spec, positions)
-        angles = positions.unsqueeze(1).float() * freq  # [num_tokens, rotary_dim / 2]
-        return rotation(
-            angles, interleaved=spec.interleaved, scale=spec.attention_factor, dtype=self._dtype
+            freq = dynamic_frequencies(spec, self._exponents, positions)
+        return self._rotation(
+            positions,
+            freq,
+            interleaved=spec.interleaved,
+            scale=spec.attention_factor,
+            dtype=self._dtype,
         )
 
 
 def inverse_frequencies(spec: RopeSpec) -> Tensor:
     """Radians a position for each pair: [rotary_dim / 2] float32 on the CPU."""
-    base = 1.0 / spec.theta ** _exponents(spec)
+    base = 1.0 / spec.theta ** exponents_of(spec)
     if spec.kind == "linear":
         return base / spec.factor
     if spec.kind == "llama3":
@@ -61,9 +74,10 @@ def inverse_frequencies(spec: RopeSpec) -> Tensor:
     return base
 
 
-def dynamic_frequencies(spec: RopeSpec, positions: Tensor) -> Tensor:
+def dynamic_frequencies(spec: RopeSpec, exponents: Tensor, positions: Tensor) -> Tensor:
     """Radians a position for each token and pair: [num_tokens, rotary_dim / 2] float32.
 
+    Each is a base to the power of minus its exponent ([rotary_dim / 2], on the positions' device).
     The base is theta up to the original length L, and at length n beyond it
     theta * (factor * n / L - (factor - 1)) ** (rotary_dim / (rotary_dim - 2)).
     """
@@ -71,10 +85,11 @@ def dynamic_frequencies(spec: RopeSpec, positions: Tensor) -> Tensor:
     lengths = (positions + 1).clamp(min=original).float()
     stretch = lengths * (spec.factor / original) - (spec.factor - 1)
     theta = spec.theta * stretch ** (spec.rotary_dim / (spec.rotary_dim - 2))
-    return 1.0 / theta.unsqueeze(1) ** _exponents(spec).to(positions.device)
+    return 1.0 / theta.unsqueeze(1) ** exponents
 
 
-def _exponents(spec: RopeSpec) -> Tensor:
+def exponents_of(spec: RopeSpec) -> Tensor:
+    """Of each pair: [rotary_dim / 2] float32 on the CPU, from 0 to nearly 1."""
     return torch.arange(0, spec.rotary_dim, 2, dtype=torch.int64).float() / spec.rotary_dim
 
 

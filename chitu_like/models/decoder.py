@@ -5,8 +5,9 @@ config.json decides (biases, windows, rope, tied heads) is in the ModelSpec and 
 
 Layers sit in a dict by GLOBAL index, so names never change with what this rank holds; the embedding
 is on the first stage, norm and head are on the last, and with them a tied embedding. The residual
-stream is ONE tensor that the norms add to in place; a layer gets it together with `delta`, what the
-layer before has yet to add.
+stream is ONE tensor that the norms add to in place: each adds what the half layer before it gave, so
+on a GPU a layer is [add, norm] qkv [head norms, rotation, store] attention o [add, norm] gate_up
+[act, mul] down, a kernel each.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from chitu_like.layers.norm import RMSNorm
 from chitu_like.layers.options import LayerOptions
 from chitu_like.layers.rotary import RotaryEmbedding
 from chitu_like.models.base import Model
-from chitu_like.ops.rotary import Rotation, apply_rotary_op
+from chitu_like.ops.rope_store import HeadNorms, qk_norm_rope_store_op
+from chitu_like.ops.rotary import Rotation
 
 
 class SelfAttention(nn.Module):
@@ -62,31 +64,26 @@ class SelfAttention(nn.Module):
             backend=backend,
             options=options,
         )
-        self.num_q, self.num_kv = self.qkv_proj.num_local_heads, self.qkv_proj.num_local_kv_heads
         self._is_interleaved = spec.rope.interleaved
-        self._head_dim = spec.head_dim
-        self._apply_rotary = apply_rotary_op.resolve(options.device, options.dtype, options.op_impl)
+        self._rope_store = qk_norm_rope_store_op.resolve(
+            options.device, options.dtype, options.op_impl
+        )
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:
         """X [num_tokens, hidden_size] -> the same shape."""
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self._head_dim))
-        q, k = self.rotate(heads[:, : self.num_q + self.num_kv], rotation)
-        v = heads[:, self.num_q + self.num_kv :]
-        return self.o_proj(self.attention(q, k, v, batch))
+        q = self._rope_store(
+            self.qkv_proj(x),
+            self.head_norms(),
+            rotation,
+            self._is_interleaved,
+            *self.attention.cache(batch),
+            batch.slot_mapping,
+        )
+        return self.o_proj(self.attention(q, batch))
 
-    def rotate(self, qk: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Queries and keys with their positions.
-
-        Args:
-            qk: [num_tokens, num_q + num_kv, head_dim], fresh; may be modified.
-            rotation: of these tokens.
-        """
-        qk = self.apply_rotary(qk, rotation)
-        return qk[:, : self.num_q], qk[:, self.num_q :]
-
-    def apply_rotary(self, x: Tensor, rotation: Rotation) -> Tensor:
-        """Rotate heads [num_tokens, num_heads, head_dim]; see ops/rotary.py."""
-        return self._apply_rotary(x, rotation, self._is_interleaved)
+    def head_norms(self) -> HeadNorms | None:
+        """Norms of queries and keys before they are rotated; None: none."""
+        return None
 
 
 class DecoderLayer(nn.Module):
@@ -119,27 +116,21 @@ class DecoderLayer(nn.Module):
         )
 
     def forward(
-        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, batch: ForwardBatch
+        self, x: Tensor, residual: Tensor, rotation: Rotation, batch: ForwardBatch
     ) -> Tensor:
-        """One layer.
+        """One layer behind its `input_layernorm`, which whoever knows what it adds has called.
 
         Args:
-            delta: [num_tokens, hidden_size], still to be added to `residual`; None: nothing is.
+            x: [num_tokens, hidden_size], the norm of `residual`; not modified.
             residual: the same shape; MODIFIED: holds the stream up to this layer's MLP afterwards.
             rotation: of the batch's positions.
             batch: the batch.
 
-        Returns: the MLP's output, the next layer's delta; with options.norms_reduce both are this
+        Returns: the MLP's output, still to be added to `residual`; with options.norms_reduce this
             rank's part of a sum.
         """
-        x = self.self_attn(self.enter(delta, residual), rotation, batch)
+        x = self.self_attn(x, rotation, batch)
         return self.mlp(self.post_attention_layernorm(x, residual))
-
-    def enter(self, delta: Tensor | None, residual: Tensor) -> Tensor:
-        """Add what is still to be added to the stream, and normalise it for attention."""
-        if delta is None:
-            return self.input_layernorm(residual)
-        return self.input_layernorm(delta, residual)
 
 
 class DecoderModel(Model):
@@ -158,13 +149,15 @@ class DecoderModel(Model):
         is_tied_head = parallel.is_last_stage and spec.tie_word_embeddings
         if parallel.is_first_stage or is_tied_head:
             self.embed_tokens = VocabParallelEmbedding(vocab_size, hidden_size, options)
-        self.rotary = RotaryEmbedding(spec.rope, dtype=options.dtype, device=options.device)
-        self.layers = nn.ModuleDict(
-            {
-                str(index): self.layer_class(spec, index, backend, options)
-                for index in self.layer_indices
-            }
+        self.rotary = RotaryEmbedding(
+            spec.rope, dtype=options.dtype, device=options.device, op_impl=options.op_impl
         )
+        layers = {
+            str(index): self.layer_class(spec, index, backend, options)
+            for index in self.layer_indices
+        }
+        self.layers = nn.ModuleDict(layers)
+        self._in_order = list(layers.values())
         if parallel.is_last_stage:
             self.norm = RMSNorm(hidden_size, spec.norm_eps, options)
             self.lm_head = LMHead(hidden_size, vocab_size, options)
@@ -173,13 +166,15 @@ class DecoderModel(Model):
 
     def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:
         """See Model."""
-        residual = self.embed_tokens(batch.input_ids) if hidden_states is None else hidden_states
+        first, *others = self._in_order
         rotation = self.rotary(batch.positions)
-        delta = None
-        for layer in self.layers.values():
-            delta = layer(delta, residual, rotation, batch)
-        if delta is None:
-            return residual
+        if hidden_states is None:
+            residual, x = self.embed_tokens.with_norm(batch.input_ids, first.input_layernorm)
+        else:
+            residual, x = hidden_states, first.input_layernorm(hidden_states)
+        delta = first(x, residual, rotation, batch)
+        for layer in others:
+            delta = layer(layer.input_layernorm(delta, residual), residual, rotation, batch)
         return residual.add_(delta if self._summing is None else self._summing.all_reduce(delta))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:

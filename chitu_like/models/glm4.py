@@ -46,10 +46,10 @@ class Glm4Layer(DecoderLayer):
         self.post_mlp_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps, options)
 
     def forward(
-        self, delta: Tensor | None, residual: Tensor, rotation: Rotation, batch: ForwardBatch
+        self, x: Tensor, residual: Tensor, rotation: Rotation, batch: ForwardBatch
     ) -> Tensor:
         """See DecoderLayer."""
-        x = self.self_attn(self.enter(delta, residual), rotation, batch)
+        x = self.self_attn(x, rotation, batch)
         x = self.post_attention_layernorm(self.post_self_attn_layernorm(x), residual)
         return self.post_mlp_layernorm(self.mlp(x))
 

@@ -54,7 +54,8 @@ class OptAttention(nn.Module):
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """X [num_tokens, hidden_size] -> the same shape, fresh."""
         q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self._head_dim)).chunk(3, 1)
-        return self.o_proj(self.attention(q, k, v, batch))
+        self.attention.store(k, v, batch)
+        return self.o_proj(self.attention(q, batch))
 
 
 class OptLayer(nn.Module):

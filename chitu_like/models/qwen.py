@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from chitu_like.attention.base import AttentionBackend
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layers.norm import RMSNorm
 from chitu_like.layers.options import LayerOptions
 from chitu_like.models.base import register_model
 from chitu_like.models.decoder import DecoderLayer, DecoderModel, SelfAttention
-from chitu_like.ops.rotary import Rotation
+from chitu_like.ops.rope_store import HeadNorms
 
 
 @register_model("Qwen2ForCausalLM")
@@ -30,10 +28,9 @@ class Qwen3Attention(SelfAttention):
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps, options)
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps, options)
 
-    def rotate(self, qk: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    def head_norms(self) -> HeadNorms:
         """See SelfAttention."""
-        q, k = self.q_norm(qk[:, : self.num_q]), self.k_norm(qk[:, self.num_q :])
-        return self.apply_rotary(q, rotation), self.apply_rotary(k, rotation)
+        return HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
 
 
 class Qwen3Layer(DecoderLayer):

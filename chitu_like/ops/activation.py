@@ -29,38 +29,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """By the name config.json gives them (core/model_spec.py lists the same); none modifies its input."""
 
 
-def silu_and_mul(x: Tensor) -> Tensor:
-    """silu(gate) * up (SwiGLU; Shazeer 2020, arXiv:2002.05202).
+def act_and_mul(x: Tensor, activation: str) -> Tensor:
+    """activation(gate) * up; with silu it is SwiGLU (Shazeer 2020, arXiv:2002.05202).
 
     Args:
         x: [num_tokens, 2 * intermediate_size]: gate, then up. Not modified.
+        activation: a key of ACTIVATIONS.
 
     Returns: [num_tokens, intermediate_size], dtype of x.
     """
     gate, up = x.chunk(2, -1)
-    return F.silu(gate).mul_(up)
+    return ACTIVATIONS[activation](gate).mul_(up)
 
 
-silu_and_mul_op = Op("silu_and_mul", silu_and_mul)
-
-
-def gated_activation(
-    name: str, device: torch.device, dtype: torch.dtype, kind: str = "auto"
-) -> Callable[[Tensor], Tensor]:
-    """What turns [gate, up] into activation(gate) * up, as `silu_and_mul` does for silu.
-
-    Args:
-        name: of the activation, a key of ACTIVATIONS.
-        device: of the tensors.
-        dtype: of the tensors.
-        kind: see Op.resolve; activations other than silu only have the reference.
-    """
-    activation = ACTIVATIONS[name]
-    if activation is F.silu:
-        return silu_and_mul_op.resolve(device, dtype, kind)
-
-    def act_and_mul(x: Tensor) -> Tensor:
-        gate, up = x.chunk(2, -1)
-        return activation(gate) * up
-
-    return act_and_mul
+act_and_mul_op = Op("act_and_mul", act_and_mul)

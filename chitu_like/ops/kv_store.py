@@ -15,7 +15,8 @@ def kv_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
         v: the same.
         k_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous; modified.
         v_cache: the same.
-        slot_mapping: [num_tokens] int64, block id * block_size + offset; no slot twice.
+        slot_mapping: [num_tokens] int64, block id * block_size + offset. Where a slot
+            stands twice (rows that pad a batch), it holds one of them afterwards, in part or whole.
     """
     slots = (slot_mapping,)
     k_cache.flatten(0, 1).index_put_(slots, k)

@@ -94,6 +94,8 @@ class Op(Generic[F]):
             return
         self._is_loaded = True
         for folder in ("triton", "cuda"):
+            if folder == "triton" and importlib.util.find_spec("triton") is None:
+                continue  # comes with torch for CUDA on Linux, not everywhere
             package = f"{__package__}.{folder}"
             if importlib.util.find_spec(package) is None:
                 continue

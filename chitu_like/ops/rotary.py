@@ -1,7 +1,7 @@
 """Rotary position embedding: turn each pair of a head's components by an angle (arXiv:2104.09864).
 
-The angles of a batch are computed once, not once a layer; `rotation` makes them into the two
-factors that `apply_rotary` multiplies with.
+`rotation` computes the angles of a batch once, not once a layer; every layer turns its queries and
+keys by them, on a GPU together with what else happens to them (rope_store.py).
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ class Rotation(NamedTuple):
 
 
 def rotation(
-    angles: Tensor, *, interleaved: bool, scale: float = 1.0, dtype: torch.dtype
+    positions: Tensor, frequencies: Tensor, *, interleaved: bool, scale: float, dtype: torch.dtype
 ) -> Rotation:
-    """Prepare angles for `apply_rotary`.
+    """Turn positions into what `apply_rotary` multiplies with.
 
     Args:
-        angles: [num_tokens, rotary_dim / 2], float32 radians.
+        positions: [num_tokens] int64.
+        frequencies: radians a position of each pair, float32, contiguous: [rotary_dim / 2], or
+            [num_tokens, rotary_dim / 2] where tokens have their own.
         interleaved: pairs are neighbours (0, 1), (2, 3) ...; else (i, i + rotary_dim / 2).
         scale: multiplies cosine and sine (yarn's attention factor).
         dtype: of the queries and keys.
     """
+    angles = positions.unsqueeze(1).float() * frequencies  # [num_tokens, rotary_dim / 2]
     cos, sin = (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
     if interleaved:
         cos, sin = torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1)
@@ -72,4 +75,4 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.addcmul(x * cos, partner, sin)
 
 
-apply_rotary_op = Op("apply_rotary", apply_rotary)
+rotation_op = Op("rotation", rotation)

@@ -5,7 +5,12 @@ import math
 import torch
 
 from chitu_like.core.rope_spec import RopeSpec
-from chitu_like.layers.rotary import RotaryEmbedding, dynamic_frequencies, inverse_frequencies
+from chitu_like.layers.rotary import (
+    RotaryEmbedding,
+    dynamic_frequencies,
+    exponents_of,
+    inverse_frequencies,
+)
 
 
 def test_dynamic_is_plain_up_to_the_original_length() -> None:
@@ -17,7 +22,7 @@ def test_dynamic_is_plain_up_to_the_original_length() -> None:
         factor=3.0,
         original_max_position_embeddings=10,
     )
-    freq = dynamic_frequencies(spec, torch.tensor([0, 9, 10, 39]))
+    freq = dynamic_frequencies(spec, exponents_of(spec), torch.tensor([0, 9, 10, 39]))
     torch.testing.assert_close(freq[0], inverse_frequencies(plain))
     torch.testing.assert_close(freq[1], freq[0])
     base = 100.0 * (3.0 * 40 / 10 - 2.0) ** (8 / 6)

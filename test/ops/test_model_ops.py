@@ -9,12 +9,12 @@ from torch import Tensor
 
 from chitu_like.core.errors import UnsupportedError
 from chitu_like.core.model_spec import ACTIVATIONS as SPEC_ACTIVATIONS
-from chitu_like.ops.activation import ACTIVATIONS, gated_activation, silu_and_mul_op
+from chitu_like.ops.activation import ACTIVATIONS, act_and_mul_op
 from chitu_like.ops.kv_store import kv_store_op
 from chitu_like.ops.linear import PlainLinear, make_linear_kernel
 from chitu_like.ops.norm import add_rms_norm_op, layer_norm_op, rms_norm_op
 from chitu_like.ops.registry import Op
-from chitu_like.ops.rotary import apply_rotary_op, rotation
+from chitu_like.ops.rotary import apply_rotary, rotation
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -102,7 +102,8 @@ def test_apply_rotary_turns_pairs_as_complex_numbers(
 ) -> None:
     x = torch.randn(num_tokens, 5, 12).to(device, dtype)
     angles = torch.rand(num_tokens, rotary_dim // 2, device=device) * 6
-    turned = rotation(angles, interleaved=interleaved, scale=1.3, dtype=dtype)
+    once = torch.ones(num_tokens, dtype=torch.int64, device=device)
+    turned = rotation(once, angles, interleaved=interleaved, scale=1.3, dtype=dtype)
     pairs = x[..., :rotary_dim].double()
     shape = (-1, 2) if interleaved else (2, -1)
     pairs = pairs.unflatten(-1, shape)
@@ -111,9 +112,8 @@ def test_apply_rotary_turns_pairs_as_complex_numbers(
     out = torch.view_as_real(torch.complex(pairs[..., 0], pairs[..., 1]) * turn.unsqueeze(1))
     out = (out if interleaved else out.transpose(-1, -2)).flatten(-2)
     expected = torch.cat((out, x[..., rotary_dim:].double()), -1)
-    for apply_rotary in implementations(apply_rotary_op, device, dtype):
-        heads = torch.cat((x, x), 1)[:, :5]  # a slice, as the queries of a merged qkv are
-        assert_op_close(apply_rotary(heads, turned, interleaved), expected)
+    heads = torch.cat((x, x), 1)[:, :5]  # a slice, as the queries of a merged qkv are
+    assert_op_close(apply_rotary(heads, turned, interleaved), expected)
 
 
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
@@ -121,9 +121,9 @@ def test_apply_rotary_turns_pairs_as_complex_numbers(
 def test_silu_and_mul(device: torch.device, dtype: torch.dtype, num_tokens: int) -> None:
     x = torch.randn(num_tokens, 2 * 37).to(device, dtype)
     gate, up = x.double().chunk(2, -1)
-    for silu_and_mul in implementations(silu_and_mul_op, device, dtype):
+    for act_and_mul in implementations(act_and_mul_op, device, dtype):
         kept = x.clone()
-        assert_op_close(silu_and_mul(x), gate / (1 + (-gate).exp()) * up)
+        assert_op_close(act_and_mul(x, "silu"), gate / (1 + (-gate).exp()) * up)
         assert torch.equal(x, kept)
 
 
@@ -137,7 +137,7 @@ def test_activations_are_those_of_transformers_and_of_the_spec() -> None:
         assert_op_close(activation(x), ACT2FN[name](x))
         gate, up = x.chunk(2, -1)
         expected = ACT2FN[name](gate) * up
-        assert_op_close(gated_activation(name, CPU, torch.float32)(x), expected)
+        assert_op_close(act_and_mul_op.resolve(CPU, torch.float32)(x, name), expected)
         assert torch.equal(x, kept)
 
 

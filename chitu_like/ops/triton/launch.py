@@ -1,0 +1,48 @@
+"""What every launch of a small kernel has in common: programmatic dependent launch.
+
+A kernel launched so may start while the one before it still runs. It then waits in `wait_for_previous`,
+before it reads or writes anything that an earlier kernel touches (weights it may read sooner), and
+lets the next one start likewise. Between two short kernels that hides most of a launch
+(CUDA C++ programming guide, "Programmatic Dependent Launch and Synchronization").
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+IS_DEPENDENT = False
+"""The one switch, for all kernels: not measured yet, so off."""
+
+SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@triton.jit
+def wait_for_previous(PDL: tl.constexpr):
+    """Wait until all that earlier kernels wrote can be read; the next kernel may be launched."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+def dependent_launch(device: torch.device) -> dict[str, bool]:
+    """Keywords of a kernel's launch: its constexpr PDL and, where it is on, the launch attribute."""
+    if IS_DEPENDENT and _can_depend(device):
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
+
+
+def serves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels of this folder take tensors of `dtype` on `device`."""
+    return device.type == "cuda" and dtype in SUPPORTED_DTYPES
+
+
+@functools.cache
+def _can_depend(device: torch.device) -> bool:
+    is_nvidia = torch.version.cuda is not None
+    return (
+        device.type == "cuda" and is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
