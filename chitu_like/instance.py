@@ -13,6 +13,7 @@ from chitu_like.config.schema import ServeConfig
 from chitu_like.config.settle import most_reqs, settle
 from chitu_like.config.tree import config_to_json, without_secrets
 from chitu_like.core.model_spec import ModelSpec
+from chitu_like.core.phases import Phases
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.engine.engine import Engine
@@ -41,6 +42,7 @@ class LoadedEngine:
         memories: where the memory went, one plan a rank, the leader's first.
         load_reports: bytes and seconds of the weights by rank; None where none were read.
         num_host_blocks: KV blocks in host memory.
+        phases: of the start, so far.
     """
 
     engine: Engine
@@ -48,6 +50,7 @@ class LoadedEngine:
     memories: list[MemoryPlan]
     load_reports: list[LoadReport | None]
     num_host_blocks: int
+    phases: Phases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ def load_engine(
     *,
     shows_progress: bool,
     bounds_queue: bool = True,
+    phases: Phases | None = None,
 ) -> LoadedEngine:
     """Load the weights on all ranks, plan the memory and put the engine together.
 
@@ -99,19 +103,25 @@ def load_engine(
         shows_progress: show a progress bar over the weights.
         bounds_queue: refuse what exceeds scheduler.max_queued_*, which protects from strangers;
             a caller in this process feeds the engine no faster than it wants to wait.
+        phases: of the start; what is done here is added.
 
     Raises:
         ChituError: the checkpoint is not this model's, or something does not fit.
     """
     try:
-        return _load_engine(config, files, crew, shows_progress, bounds_queue)
+        return _load_engine(config, files, crew, shows_progress, bounds_queue, phases or Phases())
     except BaseException:
         crew.dismiss()
         raise
 
 
 def _load_engine(
-    config: ServeConfig, files: ModelFiles, crew: Crew, shows_progress: bool, bounds_queue: bool
+    config: ServeConfig,
+    files: ModelFiles,
+    crew: Crew,
+    shows_progress: bool,
+    bounds_queue: bool,
+    phases: Phases,
 ) -> LoadedEngine:
     ordering = Ordering(config.scheduler.type)
     node = crew.node
@@ -124,7 +134,9 @@ def _load_engine(
             device=resolved.device,
         )
     )
+    phases.end("device")
     loaded = crew.load(load_order(resolved), progress=shows_progress)
+    phases.end("weights")
     fixed = config.infer.num_blocks
     planned = crew.plan(
         Plan(
@@ -132,6 +144,7 @@ def _load_engine(
             num_blocks=None if fixed == "auto" else fixed,
         )
     )
+    phases.end("profile run")
     memories = [answer.memory for answer in planned]
     resolved = settle(resolved, min(memory.num_blocks for memory in memories))
     info = _engine_info(resolved, files.spec)
@@ -146,6 +159,7 @@ def _load_engine(
             max_seq_len=info.max_seq_len,
         )
     )
+    phases.end("KV cache and graphs")
     blocks = BlockManager(
         info.num_blocks,
         info.block_size,
@@ -165,6 +179,7 @@ def _load_engine(
         memories=memories,
         load_reports=[answer.report for answer in loaded],
         num_host_blocks=num_host_blocks,
+        phases=phases,
     )
 
 

@@ -25,6 +25,7 @@ from chitu_like.core.ending import DONE, FAILED, INTERRUPTED, LAST_WORDS_S, USER
 from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.logging import configure_logging, start_time
 from chitu_like.core.parent import signal_when_parent_dies
+from chitu_like.core.phases import Phases, process_age_s
 from chitu_like.front_end_process import FrontEndProcess
 from chitu_like.model_files import ModelFiles, read_model_files
 from chitu_like.openmp import wait_without_spinning
@@ -101,6 +102,8 @@ def check_before_start(config: ServeConfig) -> ModelFiles:
 
 def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) -> int:
     """Run the front end, and the engine of the only instance."""
+    phases = Phases(process_age_s())
+    phases.end("configuration")
     started = start_time()
     configure_logging(rank=0, log_dir=config.log_dir, started=started, secrets=secrets_of(config))
     # On SIGUSR1 all stacks go to stderr: the front end asks for that before it ends a stalled leader.
@@ -110,6 +113,7 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
     with FrontEndProcess(config, files, started) as front_end:
         console.print(f"listening on {front_end.url}, loading the model ...", highlight=False)
         front_end.when_ended(_exit_with_front_end)
+        phases.end("front end")
         from chitu_like.rank import lead  # torch loads while the port answers already
         from chitu_like.startup_report import print_report
 
@@ -125,6 +129,7 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
             engine_address=front_end.engine_address,
             secret=front_end.secret,
             started=started,
+            phases=phases,
             on_ready=announce,
         )
     if code == DONE:

@@ -23,6 +23,7 @@ from chitu_like.core.ending import DONE, FAILED, LAST_WORDS_S
 from chitu_like.core.garbage import freeze_loaded_objects
 from chitu_like.core.logging import configure_logging
 from chitu_like.core.model_spec import ModelSpec
+from chitu_like.core.phases import Phases
 from chitu_like.distributed.channel import LeaderChannel, WorkerChannel
 from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.distributed.rendezvous import (
@@ -129,6 +130,7 @@ def lead(
     engine_address: str,
     secret: str,
     started: str,
+    phases: Phases,
     on_ready: Callable[[LoadedEngine, str], None],
 ) -> int:
     """Run the engine of one instance until the front end says to stop.
@@ -140,16 +142,20 @@ def lead(
         engine_address: to bind for the front end; with tcp the port may be *.
         secret: what the front end will say.
         started: name of the run's log folder.
+        phases: of the start; the next ends where torch is imported.
         on_ready: called once, with the very address, when the front end may connect.
 
     Returns: the exit code, 0 or 1; everything open was answered, and why is in the log.
     Raises: ChituError where it could not be loaded.
     """
+    phases.end("imports")
     crew = gather(config, files.spec, environ, started=started)
-    loaded = load_engine(config, files, crew, shows_progress=environ.get("RANK", "0") == "0")
+    shows_progress = environ.get("RANK", "0") == "0"
+    loaded = load_engine(config, files, crew, shows_progress=shows_progress, phases=phases)
     try:
         with EngineEndpoint(engine_address, secret) as endpoint:
             freeze_loaded_objects()
+            phases.end("engine")
             on_ready(loaded, endpoint.address)
             serve(loaded.engine, endpoint)
     except Exception:  # logged before the front end, which has heard of it, is gone

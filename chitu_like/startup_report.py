@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,7 @@ from chitu_like.worker.memory import MemoryPlan
 
 TYPICAL_TOKENS = 1024
 """Prompt and answer of a usual chat turn: Azure's 2023 conversation trace has a median of 1,149."""
+PHASES_BEGIN = "engine ready after "
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -26,6 +27,7 @@ def print_report(console: Console, loaded: LoadedEngine, spec: ModelSpec) -> Non
     console.print(format_config(loaded.resolved), highlight=False, soft_wrap=True, markup=False)
     console.print(memory_table(loaded.memories, loaded.resolved, loaded.num_host_blocks))
     console.print(layout_line(spec, loaded), highlight=False, soft_wrap=True)
+    console.print(phases_line(loaded.phases.seconds), highlight=False, soft_wrap=True)
 
 
 def memory_table(
@@ -77,6 +79,20 @@ def layout_line(spec: ModelSpec, loaded: LoadedEngine) -> str:
         f"{loaded.engine.info.max_reqs} requests at once, "
         f"{loaded.engine.info.max_seq_len} tokens each"
     )
+
+
+def phases_line(seconds: Mapping[str, float]) -> str:
+    """What the start spent its time on, in one line that `read_phases` understands."""
+    phases = ", ".join(f"{name} {length:.2f}" for name, length in seconds.items())
+    return f"{PHASES_BEGIN}{sum(seconds.values()):.2f} s: {phases}"
+
+
+def read_phases(line: str) -> dict[str, float] | None:
+    """Seconds by phase, of a line that `phases_line` wrote; None of any other."""
+    if not line.startswith(PHASES_BEGIN):
+        return None
+    words = (phase.rpartition(" ") for phase in line.partition(": ")[2].split(", "))
+    return {name: float(length) for name, _, length in words}
 
 
 def what_was_read(reports: Sequence[LoadReport | None]) -> str:

@@ -15,7 +15,7 @@ from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layout import describe_layout
 from chitu_like.model_files import read_model_files
-from chitu_like.startup_report import memory_table, what_was_read
+from chitu_like.startup_report import memory_table, phases_line, read_phases, what_was_read
 from chitu_like.worker.memory import MemoryPlan
 
 MIB = 1 << 20
@@ -97,3 +97,11 @@ def test_the_layout_names_the_layers_of_each_stage() -> None:
     assert described("deploy.replicas=3", "infer.pp_size=2", "infer.pp_layer_partition=[2,6]") == (
         "3 instances, tp 1 x pp 2 (2+6 layers)"
     )
+
+
+def test_the_phases_of_a_start_can_be_read_back() -> None:
+    seconds = {"imports": 3.25, "KV cache and graphs": 1.5, "weights": 0.0}
+    line = phases_line(seconds)
+    assert "4.75 s" in line
+    assert read_phases(line) == seconds
+    assert read_phases("memory on cpu: 3 GiB, weights 0.1") is None

@@ -23,6 +23,7 @@ from chitu_like.core.ending import DONE, FAILED, USER_MISTAKE
 from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.logging import configure_logging
 from chitu_like.core.parent import signal_when_parent_dies
+from chitu_like.core.phases import Phases, process_age_s
 from chitu_like.front_end_process import engine_address
 from chitu_like.layout import placement_of
 from chitu_like.model_files import ModelFiles, read_model_files
@@ -134,6 +135,8 @@ class _Rank:
         return self._receive(Welcome)
 
     def _lead(self, config: ServeConfig, files: ModelFiles, instance: int, welcome: Welcome) -> int:
+        phases = Phases(process_age_s())
+        phases.end("meeting")
         from chitu_like.rank import lead
         from chitu_like.startup_report import print_report
 
@@ -149,6 +152,7 @@ class _Rank:
             engine_address=self._engine_address(instance, welcome),
             secret=welcome.secret,
             started=welcome.started,
+            phases=phases,
             on_ready=tell,
         )
 
