@@ -1,7 +1,8 @@
 """The `triton` backend: our own kernels over the paged cache, on CUDA devices.
 
 Decodes go through ops/triton/paged_decode.py, chunks through ops/triton/paged_prefill.py; a batch of
-both is two calls. Not measured on a GPU yet, so "auto" does not take it.
+both is two calls. A step of decodes uploads nothing: the kernels read block tables and context lengths
+where the batch has them, and how their grid is cut follows from the number of requests alone.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ MAX_SPLITS = 32
 WAVES = 4
 """Decode programs wanted for each multiprocessor: more would only split what is full already. A guess."""
 
+DETERMINISTIC_SPLIT = 2048
+"""Tokens of a split whose bits may not depend on the batch. A guess: 1024 would cost twice the room
+for partial results, 4096 would leave a lone request of 16k tokens on 4 programs a head."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TritonMetadata(AttentionMetadata):
     """A batch on the device.
 
-    For a CUDA graph of decodes: shapes and `splits.count` follow from num_decodes alone. Write new
-    values into context_lens and block_tables, 0 context for padding, and replay.
-
     Attributes:
         num_decodes: leading requests with one token.
-        block_tables: [num_reqs, max_blocks] int32.
-        context_lens: [num_decodes] int32.
+        block_tables: [num_reqs, max_blocks] int32, the batch's own.
+        context_lens: [num_reqs] int32, the batch's own.
         splits: room for the decodes' partial results.
         tiles: [num_tiles, 5] int32, of the other requests; see `cut_tiles`.
     """
@@ -56,10 +58,16 @@ class TritonMetadata(AttentionMetadata):
 class TritonBackend:
     """Paged split-KV decode and varlen prefill in Triton.
 
+    A chunk's result never depends on the batch, nor on how the prompt was cut (`cut_tiles`).
+
     Args:
         spec: the model's attention.
         tiling: sizes of the kernels' tiles; None: what TILINGS says.
         num_programs: decode programs wanted at once; None: what fills the device.
+        split_tokens: tokens of a decode's split, so that its result does not depend on the batch
+            either, to the last bit; a multiple of the decode tile's keys, DETERMINISTIC_SPLIT is
+            one. 0: equal shares, as many as fill the device.
+        pdl: decode kernels start while the kernel before ends (Hopper and later, Triton 3.6).
 
     Raises: UnsupportedError if Triton is not installed.
     """
@@ -67,7 +75,13 @@ class TritonBackend:
     supports_cuda_graph: ClassVar[bool] = True
 
     def __init__(
-        self, spec: AttentionSpec, *, tiling: Tiling | None = None, num_programs: int | None = None
+        self,
+        spec: AttentionSpec,
+        *,
+        tiling: Tiling | None = None,
+        num_programs: int | None = None,
+        split_tokens: int = 0,
+        pdl: bool = False,
     ) -> None:
         if importlib.util.find_spec("triton") is None:
             raise UnsupportedError(
@@ -84,6 +98,9 @@ class TritonBackend:
             device = torch.cuda.get_device_properties(spec.device)
             num_programs = WAVES * device.multi_processor_count
         self._num_programs = num_programs
+        self._split_tokens = split_tokens
+        self._pdl = pdl
+        self._no_tiles = torch.empty(0, 5, dtype=torch.int32, device=spec.device)
 
     @classmethod
     def supports(cls, spec: AttentionSpec) -> str | None:
@@ -95,30 +112,23 @@ class TritonBackend:
         return None
 
     def plan(self, batch: ForwardBatch) -> TritonMetadata:
-        """See AttentionBackend: one upload."""
-        spec, num_decodes = self._spec, batch.num_decodes
-        context_lens = np.array(batch.context_lens, np.int32)
-        tiles = cut_tiles(
-            np.array(batch.query_lens, np.int32),
-            context_lens,
-            num_decodes,
-            group=spec.num_heads // spec.num_kv_heads,
-            rows=self._tiling.prefill.rows,
-        )
-        packed = upload(np.concatenate((tiles.ravel(), context_lens[:num_decodes])), spec.device)
+        """See AttentionBackend: one upload where there are chunks, none of decodes."""
+        num_reqs, max_blocks = batch.block_tables.shape
         return TritonMetadata(
-            num_decodes=num_decodes,
+            num_decodes=batch.num_decodes,
             block_tables=batch.block_tables,
-            context_lens=packed[tiles.size :],
-            splits=Splits.allocate(
-                self._num_splits(num_decodes),
-                num_reqs=num_decodes,
-                num_heads=spec.num_heads,
-                head_dim=spec.head_dim,
-                device=spec.device,
-            ),
-            tiles=packed[: tiles.size].view(tiles.shape),
+            context_lens=batch.device_context_lens,
+            splits=self._splits(batch.num_decodes, max_blocks),
+            tiles=self._tiles(batch) if batch.num_decodes < num_reqs else self._no_tiles,
         )
+
+    def plan_capture(self, batch: ForwardBatch) -> TritonMetadata:
+        """See GraphBackend: a plan of decodes reads the batch's own tensors, so it is one already."""
+        assert batch.num_decodes == len(batch.query_lens), "only decodes are captured"
+        return self.plan(batch)
+
+    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
+        """See GraphBackend: nothing is left to do."""
 
     def run(
         self,
@@ -138,12 +148,13 @@ class TritonBackend:
                 q[:num_decodes],
                 *kv_cache,
                 metadata.block_tables[:num_decodes],
-                metadata.context_lens,
+                metadata.context_lens[:num_decodes],
                 out[:num_decodes],
                 metadata.splits,
                 scale=scale,
                 window=window,
                 tile=self._tiling.decode,
+                pdl=self._pdl,
             )
         if len(metadata.tiles):
             self._prefill(
@@ -158,7 +169,29 @@ class TritonBackend:
             )
         return out
 
-    def _num_splits(self, num_reqs: int) -> int:
-        """A power of two that gives the programs wanted, from the number of requests alone."""
-        wanted = -(-self._num_programs // max(1, num_reqs * self._spec.num_kv_heads))
-        return min(MAX_SPLITS, 1 << (wanted - 1).bit_length())
+    def _tiles(self, batch: ForwardBatch) -> Tensor:
+        tiles = cut_tiles(
+            np.array(batch.query_lens, np.int32),
+            np.array(batch.context_lens, np.int32),
+            batch.num_decodes,
+            group=self._spec.num_heads // self._spec.num_kv_heads,
+            rows=self._tiling.prefill.rows,
+        )
+        return upload(tiles, self._spec.device)
+
+    def _splits(self, num_decodes: int, max_blocks: int) -> Splits:
+        """Room for as many splits as the shape of a batch asks for, whatever its lengths."""
+        spec = self._spec
+        if self._split_tokens:
+            count = -(-max_blocks * spec.block_size // self._split_tokens)
+        else:
+            wanted = -(-self._num_programs // max(1, num_decodes * spec.num_kv_heads))
+            count = min(MAX_SPLITS, 1 << (wanted - 1).bit_length())
+        return Splits.allocate(
+            count,
+            tokens=self._split_tokens,
+            num_reqs=num_decodes,
+            num_heads=spec.num_heads,
+            head_dim=spec.head_dim,
+            device=spec.device,
+        )

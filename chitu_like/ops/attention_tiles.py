@@ -58,7 +58,7 @@ def _tiling(decode: tuple[int, int, int], prefill: tuple[int, int, int, int]) ->
 
 TILINGS = {
     # (head_dim up to, bytes an element): decode keys, warps, stages; prefill rows, keys, warps, stages
-    (64, 2): _tiling((128, 4, 3), (128, 64, 4, 3)),
+    (64, 2): _tiling((128, 4, 3), (128, 64, 8, 3)),
     (128, 2): _tiling((64, 4, 3), (128, 64, 8, 3)),
     (256, 2): _tiling((32, 4, 3), (128, 64, 8, 2)),
     (64, 4): _tiling((64, 4, 2), (32, 32, 4, 2)),
@@ -67,8 +67,8 @@ TILINGS = {
 }
 """A GUESS for H100 and H200, NOT MEASURED YET.
 
-All that is known, from compiling for sm_90 with Triton 3.5 and 3.9: bfloat16 prefill takes 48, 96 and
-192 KiB of shared memory by row, of 227 there are, and nothing spills registers but a few bytes at 256.
+All that is known, from compiling for sm_90 with Triton 3.6 and 3.9: bfloat16 prefill takes 48, 96 and
+192 KiB of shared memory by row, of 227 there are, and nothing spills registers but 72 bytes at 256.
 float32 is here to be compared with, not to be fast.
 """
 
@@ -84,23 +84,33 @@ class Splits:
     """Where the splits of a batch leave what they found; the layers share it, one after the other.
 
     Attributes:
-        count: splits of each request, a power of two.
+        count: splits of each request; a power of two where tokens is 0.
+        tokens: of a split, the first of which starts at position 0; 0: equal shares.
         outputs: [num_reqs, num_heads, count, head_dim] float32; empty for one split.
         log_sums: [num_reqs, num_heads, count] float32; empty for one split.
     """
 
     count: int
+    tokens: int
     outputs: Tensor
     log_sums: Tensor
 
     @classmethod
     def allocate(
-        cls, count: int, *, num_reqs: int, num_heads: int, head_dim: int, device: torch.device
+        cls,
+        count: int,
+        *,
+        tokens: int = 0,
+        num_reqs: int,
+        num_heads: int,
+        head_dim: int,
+        device: torch.device,
     ) -> Splits:
         """Room for a batch of `num_reqs`, padding included."""
         shape = (num_reqs if count > 1 else 0, num_heads, count)
         return cls(
             count=count,
+            tokens=tokens,
             outputs=torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
             log_sums=torch.empty(shape, dtype=torch.float32, device=device),
         )
@@ -116,6 +126,10 @@ def cut_tiles(
 ) -> NDArray[np.int32]:
     """The tiles of a batch's chunks, those that see the most keys first.
 
+    The query rows of a request are numbered through from its first token on, whatever chunk they
+    came in, and tiles start at multiples of `rows`. So a row stands in the same tile however the
+    prompt was cut, and takes the same path through its keys, which makes its bits the same.
+
     A device takes programs in order: long ones at the end would have it wait for a few.
 
     Args:
@@ -125,18 +139,20 @@ def cut_tiles(
         group: query heads of a key-value head.
         rows: of a tile.
 
-    Returns: [num_tiles, 5]: the request, where its tokens start in the batch, their number, the
-        tokens before them, and the tile's first row.
+    Returns: [num_tiles, 5]: the request; where its token 0 would stand in the batch, negative where
+        it is not in it; the position of its first token in the batch; its context length; and the
+        tile's first row.
     """
-    starts = np.cumsum(query_lens) - query_lens
     requests = np.arange(num_leading, len(query_lens))
-    counts = -(-query_lens[requests] * group // rows)
-    request = np.repeat(requests, counts)
-    index = np.arange(len(request)) - np.repeat(np.cumsum(counts) - counts, counts)
     prefix_lens = context_lens - query_lens
+    origins = np.cumsum(query_lens) - context_lens
+    first_tiles = prefix_lens[requests] * group // rows
+    counts = -(-context_lens[requests] * group // rows) - first_tiles
+    request = np.repeat(requests, counts)
+    index = np.arange(len(request)) - np.repeat(np.cumsum(counts) - counts - first_tiles, counts)
     first_rows = index * rows
     tiles = np.stack(
-        (request, starts[request], query_lens[request], prefix_lens[request], first_rows), 1
+        (request, origins[request], prefix_lens[request], context_lens[request], first_rows), 1
     )
-    order = np.argsort(-(prefix_lens[request] + first_rows // group), kind="stable")
+    order = np.argsort(-(first_rows // group), kind="stable")
     return tiles[order].astype(np.int32)

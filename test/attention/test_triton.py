@@ -94,15 +94,21 @@ def test_tiles_hold_every_row_of_every_chunk_once_and_the_longest_stand_first(
         group=group,
         rows=rows,
     ).tolist()
-    starts = {2: 2, 3: 42, 4: 43, 5: 50}
-    expected = [
-        [request, starts[request], query_lens[request], prefix_len, first_row]
-        for request in starts
-        for prefix_len in [context_lens[request] - query_lens[request]]
-        for first_row in range(0, query_lens[request] * group, rows)
+    held = [
+        (request, row % group, origin + row // group)
+        for request, origin, prefix_len, context_len, first_row in tiles
+        for row in range(first_row, first_row + rows)
+        if prefix_len <= row // group < context_len
     ]
-    assert sorted(tiles) == expected
-    positions = [prefix_len + first_row // group for *_, prefix_len, first_row in tiles]
+    starts = {2: 2, 3: 42, 4: 43, 5: 50}
+    assert sorted(held) == [
+        (request, head, place)
+        for request, start in starts.items()
+        for head in range(group)
+        for place in range(start, start + query_lens[request])
+    ]
+    assert all(first_row % rows == 0 for *_, first_row in tiles)
+    positions = [first_row // group for *_, first_row in tiles]
     assert positions == sorted(positions, reverse=True)
 
 

@@ -185,35 +185,42 @@ def test_random_batches() -> None:
         )
 
 
-@pytest.mark.parametrize("num_programs", [16, 1])
-def test_padding_requests_get_zeros_and_change_nothing(num_programs: int) -> None:
+def test_a_request_without_context_gets_zeros_and_changes_nothing() -> None:
     spec = make_spec()
-    backend = TritonBackend(spec, tiling=TILING, num_programs=num_programs)
-    batch, q = make_batch(spec, [(1, 45), (1, 33)])
-    plan = backend.plan(batch)
-    padded = backend.plan(
-        dataclasses.replace(
-            batch,
-            block_tables=torch.cat((batch.block_tables, torch.zeros_like(batch.block_tables))),
-            query_lens=[1] * 4,
-            context_lens=[45, 33, 0, 0],
-            num_decodes=4,
+    for num_programs in (16, 1):
+        backend = TritonBackend(spec, tiling=TILING, num_programs=num_programs)
+        batch, q = make_batch(spec, [(1, 45), (1, 33)])
+        plan = backend.plan(batch)
+        padded = backend.plan(
+            dataclasses.replace(
+                batch,
+                block_tables=torch.cat((batch.block_tables, torch.zeros_like(batch.block_tables))),
+                device_context_lens=torch.cat(
+                    (batch.device_context_lens, torch.zeros_like(batch.device_context_lens))
+                ),
+                query_lens=[1] * 4,
+                context_lens=[45, 33, 0, 0],
+                num_decodes=4,
+            )
         )
-    )
-    cache = batch.kv_caches[0]
-    out = backend.run(torch.cat((q, q)), cache, padded, scale=0.3, window=None)
-    assert_op_close(out[:2], backend.run(q, cache, plan, scale=0.3, window=None))
-    assert torch.equal(out[2:], torch.zeros_like(out[2:]))
+        cache = batch.kv_caches[0]
+        out = backend.run(torch.cat((q, q)), cache, padded, scale=0.3, window=None)
+        assert_op_close(out[:2], backend.run(q, cache, plan, scale=0.3, window=None))
+        assert torch.equal(out[2:], torch.zeros_like(out[2:]))
 
 
-@pytest.mark.parametrize("num_programs", [16, 1])
-def test_a_plan_of_decodes_serves_other_lengths_in_the_same_memory(num_programs: int) -> None:
-    """What a CUDA graph needs; on a CUDA device it is one."""
+@pytest.mark.parametrize(("num_programs", "split_tokens"), [(16, 0), (1, 0), (1, 32)])
+def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
+    num_programs: int, split_tokens: int
+) -> None:
+    """The last row is padding: one token, in block 0. On a CUDA device the capture is a real one."""
     spec = make_spec()
-    backend = TritonBackend(spec, tiling=TILING, num_programs=num_programs)
-    batch, q = make_batch(spec, [(1, 90), (1, 70), (1, 33)])
-    cache = batch.kv_caches[0]
-    plan = backend.plan(batch)
+    backend = TritonBackend(
+        spec, tiling=TILING, num_programs=num_programs, split_tokens=split_tokens
+    )
+    batch, q = make_batch(spec, [(1, 90), (1, 70), (1, 33), (1, 1)])
+    cache = LayerKVCache(*(part.nan_to_num() for part in batch.kv_caches[0]))
+    plan = backend.plan_capture(batch)
 
     def run() -> Tensor:
         return backend.run(q, cache, plan, scale=0.3, window=40)
@@ -229,8 +236,85 @@ def test_a_plan_of_decodes_serves_other_lengths_in_the_same_memory(num_programs:
             graph.replay()
             return out
 
-    for context_lens in ([90, 70, 33], [1, 64, 20], [17, 1, 33]):
-        plan.context_lens.copy_(torch.tensor(context_lens))
-        other = backend.plan(dataclasses.replace(batch, context_lens=context_lens))
-        expected = backend.run(q, cache, other, scale=0.3, window=40)
-        assert torch.equal(replay(), expected)
+    ref = RefBackend(spec)
+    for context_lens in ([90, 70, 33, 1], [1, 64, 20, 1], [17, 1, 33, 1]):
+        batch.device_context_lens.copy_(torch.tensor(context_lens))
+        batch.block_tables.copy_(batch.block_tables.roll(1, 0))
+        now = dataclasses.replace(batch, context_lens=context_lens)
+        backend.replan(plan, now)
+        expected = ref.run(q, cache, ref.plan(now), scale=0.3, window=40)
+        assert_op_close(replay(), expected)
+
+
+@pytest.mark.parametrize(
+    ("num_reqs", "window"),
+    [(16, None), *(pytest.param(64, window, marks=pytest.mark.slow) for window in (None, 40))],
+)
+def test_a_decode_with_fixed_splits_has_the_same_bits_in_every_batch(
+    num_reqs: int, window: int | None
+) -> None:
+    spec = make_spec(3, 1, head_dim=8)
+    backend = TritonBackend(spec, tiling=TILING, num_programs=1, split_tokens=32)
+    batch, q = make_batch(spec, [(1, random.randint(1, 110)) for _ in range(num_reqs)])
+
+    def attend(rows: list[int], extra_blocks: int) -> Tensor:
+        plan = backend.plan(decodes_of(spec, batch, rows, extra_blocks))
+        return backend.run(q[rows], batch.kv_caches[0], plan, scale=0.3, window=window)
+
+    few = random.sample(range(num_reqs), 7)
+    alone = torch.cat([attend([row], 0) for row in few])
+    for extra_blocks in (0, 9):  # a captured batch has tables for the longest request there may be
+        assert torch.equal(attend(few, extra_blocks), alone)
+        assert torch.equal(attend(list(range(num_reqs)), extra_blocks)[few], alone)
+
+
+def decodes_of(
+    spec: AttentionSpec, batch: ForwardBatch, rows: list[int], extra_blocks: int = 0
+) -> ForwardBatch:
+    """Some requests of a batch of decodes, with tables as long as they need, and more."""
+    context_lens = [batch.context_lens[row] for row in rows]
+    num_blocks = -(-max(context_lens) // spec.block_size)
+    tables = batch.block_tables[rows, :num_blocks]
+    return dataclasses.replace(
+        batch,
+        block_tables=torch.nn.functional.pad(tables, (0, extra_blocks)).contiguous(),
+        query_lens=[1] * len(rows),
+        context_lens=context_lens,
+        device_context_lens=batch.device_context_lens[rows],
+        num_decodes=len(rows),
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "window"),
+    [(3, None), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, 40), (2, None)))],
+)
+def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whatever_stands_beside_it(
+    num_heads: int, window: int | None
+) -> None:
+    spec = make_spec(num_heads, 1, head_dim=8)
+    backend = TritonBackend(spec, tiling=TILING, num_programs=1)
+    prompt_len = 100
+    batch, q = make_batch(spec, [(prompt_len, prompt_len), (30, 77), (1, 1)])
+    cache = batch.kv_caches[0]
+    neighbours = [[], [(1, 30, 77)], [(1, 30, 77), (2, 1, 1)]]  # request, tokens, context
+
+    def attend(requests: list[tuple[int, int, int]], queries: Tensor) -> Tensor:
+        rows = [row for row, _, _ in requests]
+        part = dataclasses.replace(
+            batch,
+            block_tables=batch.block_tables[rows],
+            query_lens=[query_len for _, query_len, _ in requests],
+            context_lens=[context_len for _, _, context_len in requests],
+            num_decodes=0,
+        )
+        return backend.run(queries, cache, backend.plan(part), scale=0.3, window=window)
+
+    whole = attend([(0, prompt_len, prompt_len)], q[:prompt_len])
+    for ends in ([100], [1, 2, 100], [50, 99, 100], [7, 39, 71, 100], [16, 48, 96, 100]):
+        for start, end in zip([0, *ends], ends, strict=False):
+            beside = random.choice(neighbours)
+            others = q[prompt_len : prompt_len + sum(tokens for _, tokens, _ in beside)]
+            chunk = (0, end - start, end)
+            out = attend([*beside, chunk], torch.cat((others, q[start:end])))
+            assert torch.equal(out[len(others) :], whole[start:end])

@@ -92,8 +92,8 @@ def attend(
     Args:
         q: [ROWS, DIMS] of dtype DOT, zero beyond HEAD_DIM.
         positions: [ROWS] of the rows in their request.
-        first: the least of them.
-        last: the greatest.
+        first: of those that the tile may hold; none of them is less.
+        last: likewise; none of them is more.
         k: pointer to the key-value head of slot 0.
         v: likewise.
         table: pointer to the request's row of the block table.

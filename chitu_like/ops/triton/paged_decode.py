@@ -6,7 +6,11 @@ cut into splits, a program each; a second kernel merges what they found (FlashDe
 
 The grid depends on the number of requests and splits alone; context lengths are read on the device.
 So a call can be captured in a CUDA graph and replayed with other lengths and tables in the same
-memory. A request of no context is padding: its output is zero.
+memory. A request of no context gets zeros.
+
+Splits are equal shares of a request's keys, or runs of a fixed number of tokens that begin at fixed
+positions. With the latter, merged one after the other, nothing but its own context decides what a
+request gets, to the last bit.
 """
 
 from __future__ import annotations
@@ -25,20 +29,26 @@ def _decode_kernel(
     token_stride, q_head_stride, block_stride, slot_stride, head_stride, table_stride,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
     GROUP: tl.constexpr, DOT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, SPLIT_TILES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One split of one key-value head of one request: [GROUP, HEAD_DIM] output and [GROUP] sums."""
     request, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads = tl.num_programs(1)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()  # for the query, and its key and value
 
-    # Splits are equal runs of key tiles, over the keys that the token sees.
     high = tl.load(context_lens + request)
     low = high * 0
     if WINDOW > 0:
         low = tl.maximum(high - WINDOW, 0)
-    first_tile = low // KEYS
-    tiles_per_split = tl.cdiv(tl.cdiv(high, KEYS) - first_tile, NUM_SPLITS)
-    split_tile = first_tile + split * tiles_per_split
+    if SPLIT_TILES > 0:
+        tiles_per_split = SPLIT_TILES
+        split_tile = split * SPLIT_TILES
+    else:  # equal runs of key tiles, over the keys that the token sees
+        first_tile = low // KEYS
+        tiles_per_split = tl.cdiv(tl.cdiv(high, KEYS) - first_tile, NUM_SPLITS)
+        split_tile = first_tile + split * tiles_per_split
     split_low = tl.maximum(low, split_tile * KEYS)
     split_high = tl.minimum(high, (split_tile + tiles_per_split) * KEYS)
 
@@ -68,21 +78,46 @@ def _decode_kernel(
 @triton.jit
 def _merge_kernel(
     outputs, log_sums, out,
-    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, NUM_SPLITS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, NUM_SPLITS: tl.constexpr, IN_ORDER: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """One head of one request: the mean of the splits' outputs, weighted by their sums."""
+    """One head of one request: the mean of the splits' outputs, weighted by their sums.
+
+    IN_ORDER adds them one after the other, and empty ones as zeros: then the result does not depend
+    on how many of them there is room for.
+    """
     head = tl.program_id(0).to(tl.int64)  # request * num_heads + head
-    splits = head * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
     dims = tl.arange(0, DIMS)
-    log_sum = tl.load(log_sums + splits)
-    top = tl.max(log_sum, 0)
-    weights = tl.exp2(log_sum - tl.where(top == float("-inf"), 0.0, top))
-    mask = (log_sum != float("-inf"))[:, None] & (dims < HEAD_DIM)[None, :]
-    output = tl.load(outputs + splits[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
+    in_head = dims < HEAD_DIM
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    if IN_ORDER:
+        top = float("-inf")
+        for split in range(0, NUM_SPLITS):
+            top = tl.maximum(top, tl.load(log_sums + head * NUM_SPLITS + split))
+        total = 0.0
+        merged = tl.zeros([DIMS], tl.float32)
+        for split in range(0, NUM_SPLITS):
+            at = head * NUM_SPLITS + split
+            log_sum = tl.load(log_sums + at)
+            num_dims = tl.where(log_sum == float("-inf"), 0, HEAD_DIM)
+            weight = tl.where(log_sum == float("-inf"), 0.0, tl.exp2(log_sum - top))
+            output = tl.load(outputs + at * HEAD_DIM + dims, mask=dims < num_dims, other=0.0)
+            total += weight
+            merged += output * weight
+    else:
+        splits = head * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
+        log_sum = tl.load(log_sums + splits)
+        top = tl.max(log_sum, 0)
+        weights = tl.exp2(log_sum - tl.where(top == float("-inf"), 0.0, top))
+        mask = (log_sum != float("-inf"))[:, None] & in_head[None, :]
+        output = tl.load(outputs + splits[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
+        total = tl.sum(weights, 0)
+        merged = tl.sum(output * weights[:, None], 0)
     # As in `attend`: 1 at least, or no split has a key.
-    total = tl.maximum(tl.sum(weights, 0), 1.0)
-    merged = tl.sum(output * weights[:, None], 0) / total
-    tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+    merged = merged / tl.maximum(total, 1.0)
+    tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=in_head)
 
 
 def paged_decode(
@@ -97,6 +132,7 @@ def paged_decode(
     scale: float,
     window: int | None,
     tile: Tile,
+    pdl: bool = False,
 ) -> None:
     """Attend each request's last token to its context.
 
@@ -105,16 +141,20 @@ def paged_decode(
         k: [num_blocks, block_size, num_kv_heads, head_dim].
         v: the same.
         block_tables: [num_reqs, max_blocks] int32.
-        context_lens: [num_reqs] int32, the token itself included; 0 for padding.
+        context_lens: [num_reqs] int32, the token itself included; 0 for none, where out is zeroed.
         out: [num_reqs, num_heads, head_dim], contiguous; WRITTEN.
         splits: MODIFIED.
         scale: multiplies q.k.
         window: keys a token sees, itself included; None for all.
         tile: rows are at least those of a group.
+        pdl: start while the kernel before ends (programmatic dependent launch; Hopper and later,
+            Triton 3.6 and later).
     """
     constants = cache_constants(k, v, q, window)
+    launch = {"PDL": pdl, **({"launch_pdl": True} if pdl else {})}
     num_reqs, num_heads, _ = q.shape
     num_kv_heads = k.shape[2]
+    assert splits.tokens % tile.keys == 0, f"splits of {splits.tokens} tokens, {tile.keys} a tile"
     _decode_kernel[(num_reqs, num_kv_heads, splits.count)](
         q, k, v, splits.outputs if splits.count > 1 else out, splits.log_sums,
         block_tables, context_lens, scale * LOG2_E,
@@ -123,8 +163,10 @@ def paged_decode(
         ROWS=max(tile.rows, triton.next_power_of_2(num_heads // num_kv_heads)),
         KEYS=tile.keys,
         NUM_SPLITS=splits.count,
+        SPLIT_TILES=splits.tokens // tile.keys,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **launch,
     )  # fmt: skip
     if splits.count > 1:
         _merge_kernel[(num_reqs * num_heads,)](
@@ -134,5 +176,7 @@ def paged_decode(
             HEAD_DIM=constants["HEAD_DIM"],
             DIMS=constants["DIMS"],
             NUM_SPLITS=splits.count,
+            IN_ORDER=splits.tokens > 0,
             num_warps=4,
+            **launch,
         )

@@ -2,8 +2,10 @@
 
 The keys and values of the chunk itself are in the cache already, behind those of its prefix. A
 request's query rows are numbered token by token, and within a token by the query heads of one
-key-value head: row r is head r % group of token r // group. Tiles are cut from these rows, so they
-are full whatever the group is, and short chunks of many heads are not padded by head.
+key-value head: row r is head r % group of the token at position r // group. Tiles are cut from these
+rows, so they are full whatever the group is, and short chunks of many heads are not padded by head.
+They start at multiples of their size, and keys are taken in tiles that do too: so the result of a row
+does not depend on the chunk it came in, to the last bit.
 """
 
 from __future__ import annotations
@@ -31,29 +33,32 @@ def _prefill_kernel(
     kv_head = program % num_kv_heads
     tile = tiles + program // num_kv_heads * _TILE_FIELDS
     request = tl.load(tile).to(tl.int64)
-    query_start, query_len = tl.load(tile + 1), tl.load(tile + 2)
-    prefix_len, first_row = tl.load(tile + 3), tl.load(tile + 4)
+    origin, prefix_len = tl.load(tile + 1), tl.load(tile + 2)
+    context_len, first_row = tl.load(tile + 3), tl.load(tile + 4)
 
     row = first_row + tl.arange(0, ROWS)
-    is_row = row < query_len * GROUP
-    row = tl.minimum(row, query_len * GROUP - 1)  # the last one again, not stored
-    token, head = row // GROUP, kv_head * GROUP + row % GROUP
+    is_row = (row >= prefix_len * GROUP) & (row < context_len * GROUP)
+    # Of those outside the chunk: its nearest row again, not stored.
+    row = tl.minimum(tl.maximum(row, prefix_len * GROUP), context_len * GROUP - 1)
+    position, head = row // GROUP, kv_head * GROUP + row % GROUP
     dims = tl.arange(0, DIMS)
     in_head = (dims < HEAD_DIM)[None, :]
-    place = (query_start + token).to(tl.int64)
+    place = (origin + position).to(tl.int64)
     q_at = place * token_stride + head * q_head_stride
     queries = tl.load(q + q_at[:, None] + dims[None, :], mask=in_head, other=0.0).to(DOT)
 
-    first = prefix_len + first_row // GROUP
-    last = prefix_len + tl.minimum((first_row + ROWS - 1) // GROUP, query_len - 1)
+    # Of the whole tile, in the chunk or not: they decide which keys are masked.
+    first = first_row // GROUP
+    last = (first_row + ROWS - 1) // GROUP
     low = first * 0
     if WINDOW > 0:
         low = tl.maximum(first + 1 - WINDOW, 0)
     output, _ = attend(
-        queries, prefix_len + token, first, last,
+        queries, position, first, last,
         k + kv_head * head_stride, v + kv_head * head_stride,
         block_tables + request * table_stride, block_stride, slot_stride,
-        low, last + 1, scale, BLOCK_SIZE, WINDOW, HEAD_DIM, ROWS, DIMS, KEYS, DOT,
+        low, tl.minimum(last + 1, context_len), scale,
+        BLOCK_SIZE, WINDOW, HEAD_DIM, ROWS, DIMS, KEYS, DOT,
     )  # fmt: skip
 
     out_at = place * out_token_stride + head * HEAD_DIM
