@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from chitu_like.ops.linear_cpu import PackedLinear, can_pack
+from chitu_like.ops.linear_fused import Norm
+from chitu_like.ops.linear_table import LinearTable, table_for
+from chitu_like.ops.linear_tiles import (
+    BUCKETS,
+    MAX_TOKENS,
+    Epilogue,
+    LinearWork,
+    SkinnyTile,
+    token_bucket,
+)
 
 
 class LinearKernel(Protocol):
@@ -38,6 +49,37 @@ class PlainLinear:
         return F.linear(x, self._weight, self._bias)
 
 
+FewTokens = Callable[[Tensor, Tensor | None], Tensor]
+"""The skinny kernel with a weight: tokens, and the residual they are added to or None -> outputs."""
+
+
+class TabledLinear:
+    """torch's own product, but the skinny kernel for the numbers of tokens where it is faster.
+
+    What is taken depends on the number of tokens alone, so a captured call stays what it was.
+
+    Args:
+        weight: [out_features, in_features].
+        bias: [out_features] or None.
+        kernels: by linear_tiles.BUCKETS.
+    """
+
+    reads_weight = True
+    __slots__ = ("_kernels", "_plain")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: dict[int, FewTokens]) -> None:
+        self._plain = PlainLinear(weight, bias)
+        self._kernels = kernels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See LinearKernel."""
+        if x.dim() == 2 and 0 < len(x) <= MAX_TOKENS:
+            kernel = self._kernels.get(token_bucket(len(x)))
+            if kernel is not None:
+                return kernel(x, None)
+        return self._plain(x)
+
+
 def make_linear_kernel(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     """The fastest kernel for this weight, its dtype and device.
 
@@ -45,4 +87,33 @@ def make_linear_kernel(weight: Tensor, bias: Tensor | None) -> LinearKernel:
         weight: [out_features, in_features], final values.
         bias: [out_features] or None.
     """
-    return PackedLinear(weight, bias) if can_pack(weight) else PlainLinear(weight, bias)
+    if can_pack(weight):
+        return PackedLinear(weight, bias)
+    return tabled_linear(weight, bias, table_for(weight.device))
+
+
+def tabled_linear(weight: Tensor, bias: Tensor | None, table: LinearTable) -> LinearKernel:
+    """What a table says of this weight: torch's product where it says nothing."""
+    tiles = {}
+    for bucket in BUCKETS if weight.is_contiguous() else ():
+        tile = table.faster_tile(LinearWork(), weight, bucket)
+        if tile is not None:
+            tiles[bucket] = tile
+    if not tiles:
+        return PlainLinear(weight, bias)
+    kernels = {bucket: skinny_kernel(weight, bias, tile) for bucket, tile in tiles.items()}
+    return TabledLinear(weight, bias, kernels)
+
+
+def skinny_kernel(
+    weight: Tensor,
+    bias: Tensor | None,
+    tile: SkinnyTile,
+    *,
+    norm: Norm | None = None,
+    epilogue: Epilogue = Epilogue.NONE,
+) -> FewTokens:
+    """The skinny kernel with a weight; see ops/triton/skinny_linear.py. Wants Triton."""
+    from chitu_like.ops.triton.skinny_linear import SkinnyLinear
+
+    return SkinnyLinear(weight, bias, tile, norm=norm, epilogue=epilogue)

@@ -120,8 +120,9 @@ def _multiply(
             if HAS_NORM:
                 power += of_token * of_token
                 of_token *= g
-            next_products = next_products + (products[token] + w * of_token[None, :],)
-            next_powers = next_powers + (power,)
+            # Triton knows no star here.
+            next_products = next_products + (products[token] + w * of_token[None, :],)  # noqa: RUF005
+            next_powers = next_powers + (power,)  # noqa: RUF005
         products, powers = next_products, next_powers
 
     token_at = tl.arange(0, TOKENS)
@@ -260,7 +261,7 @@ class SkinnyLinear:
         norm: Norm | None = None,
         epilogue: Epilogue = Epilogue.NONE,
     ) -> None:
-        assert weight.is_contiguous() and weight.dim() == 2, "a weight is read row by row"
+        assert weight.is_contiguous(), f"a weight is read row by row, not by {weight.stride()}"
         self._weight, self._bias, self._norm = weight, bias, norm
         self._tile, self._epilogue = tile, epilogue
         self._num_tiles = -(-weight.shape[0] // tile.rows)
