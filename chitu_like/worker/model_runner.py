@@ -97,7 +97,7 @@ class ModelRunner:
         self._model = model
         self._backend = backend
         self._stage = stage or Stage()
-        self._sampler = Sampler(options.spec.vocab_size, self.device)
+        self._sampler = Sampler(self.device, options.op_impl)
         self._warn = WarnOnce(logger)
         self._recorder = recorder
         self.records_steps = recorder is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,19 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chitu_like.core.batch import ScheduledBatch
-from chitu_like.ops.sampling import (
-    apply_penalties,
-    gumbel_argmax_,
-    hash_token_ids,
-    noise_keys,
-    truncation_threshold,
-)
+from chitu_like.ops.draw import draw_tokens_op, make_sound
+from chitu_like.ops.sampling import apply_penalties
 from chitu_like.ops.upload import upload
 from chitu_like.worker.logprobs import RowLogprobs, compute_logprobs
 from chitu_like.worker.slots import Slots
-
-SOUND_LOGIT = 1e30
-"""What replaces an infinite logit: finite in float32 after any penalty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,50 +66,72 @@ class Sampler:
     unsound row spoils neither its batch nor the process; `Sampled.is_unsound` tells.
 
     Args:
-        vocab_size: width of the logits.
         device: of the logits.
+        op_impl: kind of implementation of what draws (infer.op_impl).
     """
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._token_hashes = hash_token_ids(vocab_size, device)
+    def __init__(self, device: torch.device, op_impl: str = "auto") -> None:
+        self._draw = draw_tokens_op.resolve(device, torch.float32, op_impl)
+
+    @staticmethod
+    def is_simple(rows: SampledRows, slots: Slots) -> bool:
+        """Whether `draw` is all that these rows need: no edited logits, no log-probabilities."""
+        table, who = slots.sampling, rows.slots
+        return not (table.edits_logits[who].any() or (table.num_logprobs[who] >= 0).any())
+
+    def draw(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        output_positions: Tensor,
+        params: Tensor,
+        last_sampled: Tensor,
+    ) -> Sampled:
+        """Draw one token for each row of a simple batch; may be captured in a CUDA graph.
+
+        Args:
+            logits: [num_rows, vocab_size], any float dtype, not modified.
+            slots: [num_rows] int32 or int64.
+            output_positions: [num_rows] int32 or int64.
+            params: [num_slots, NUM_PARAMS] int32, see ops/draw.py; of DeviceSampling.
+            last_sampled: [num_slots] int64; WRITTEN at `slots`.
+        """
+        token_ids, is_unsound = self._draw(logits, params, slots, output_positions, last_sampled)
+        return Sampled(
+            token_ids=token_ids,
+            is_unsound=is_unsound,
+            logprob_rows=np.zeros(0, np.int64),
+            logprobs=None,
+        )
 
     def sample(self, logits: Tensor, rows: SampledRows, slots: Slots) -> Sampled:
-        """Draw one token for each row.
+        """Draw one token for each row, whatever it asks for.
 
         Args:
             logits: [num_samples, vocab_size], any float dtype; may be overwritten.
             rows: who samples.
             slots: parameters are read; counts and last_sampled are updated.
         """
-        best = logits.max(dim=-1)
-        is_unsound = ~best.values.isfinite()
-        if logits.device.type != "cpu" or is_unsound.any():  # elsewhere looking means waiting
-            logits = _make_sound(logits)
-            best = logits.max(dim=-1)
-        token_ids = best.indices
-        table = slots.sampling
-        if (edited := np.flatnonzero(table.edits_logits[rows.slots])).size:
+        device = logits.device
+        who, positions = upload(np.stack((rows.slots, rows.output_positions)), device)
+        params = upload(slots.sampling.draw_params, device)
+        if self.is_simple(rows, slots):
+            return self.draw(logits, who, positions, params, slots.last_sampled)
+        is_unsound = ~logits.amax(dim=-1).isfinite()
+        if device.type != "cpu" or is_unsound.any():  # elsewhere looking means waiting
+            logits = make_sound(logits)
+        if (edited := np.flatnonzero(slots.sampling.edits_logits[rows.slots])).size:
             logits = logits.float()
-            index = upload(edited, logits.device)
+            index = upload(edited, device)
             logits[index] = self._edit(logits[index], _take(rows, edited), slots)
-            token_ids[index] = logits[index].max(dim=-1).indices
-        if (drawn := np.flatnonzero(~table.is_greedy[rows.slots])).size:
-            index = upload(drawn, logits.device)
-            chosen = logits if drawn.size == len(logits) else logits[index]
-            token_ids[index] = self._draw(chosen, _take(rows, drawn), slots)
-        self._note(token_ids, rows, slots)
-        logprob_rows = np.flatnonzero(table.num_logprobs[rows.slots] >= 0)
-        logprobs = None
-        if logprob_rows.size:
-            index = upload(logprob_rows, logits.device)
-            num_top = table.num_logprobs[rows.slots[logprob_rows]].tolist()
-            tensors = compute_logprobs(logits[index], token_ids[index], max(num_top))
-            logprobs = RowLogprobs(tensors=tensors, num_top=num_top)
-        return Sampled(
-            token_ids=token_ids,
+        sampled = self.draw(logits, who, positions, params, slots.last_sampled)
+        _count(sampled.token_ids, rows, slots)
+        logprob_rows = np.flatnonzero(slots.sampling.num_logprobs[rows.slots] >= 0)
+        return replace(
+            sampled,
             is_unsound=is_unsound,
             logprob_rows=logprob_rows,
-            logprobs=logprobs,
+            logprobs=_logprobs(logits, sampled.token_ids, rows, logprob_rows, slots),
         )
 
     def _edit(self, logits: Tensor, rows: SampledRows, slots: Slots) -> Tensor:
@@ -136,44 +150,30 @@ class Sampler:
         _ban_stop_ids_(logits, rows, slots)
         return logits
 
-    def _draw(self, logits: Tensor, rows: SampledRows, slots: Slots) -> Tensor:
-        """[num_rows] int64 token ids at the rows' temperatures; `logits` is not modified."""
-        table, who = slots.sampling, rows.slots
-        scores = logits.float()
-        # The best score is 0, so that no temperature, however small, makes one overflow.
-        scores = scores - scores.amax(dim=-1, keepdim=True)
-        scores /= upload(table.temperature[who], logits.device)[:, None]
-        threshold = scores.new_full((len(who),), -torch.inf)
-        if (cut := np.flatnonzero(table.truncates[who])).size:
-            index = upload(cut, logits.device)
-            chosen = scores if cut.size == len(scores) else scores[index]
-            cut = who[cut]
-            threshold[index] = truncation_threshold(
-                chosen, table.top_k[cut], table.top_p[cut], table.min_p[cut]
-            )
-        key0, key1 = noise_keys(table.seed[who], rows.output_positions)
-        return gumbel_argmax_(
-            scores,
-            threshold,
-            self._token_hashes,
-            upload(key0, logits.device),
-            upload(key1, logits.device),
-        )
 
-    def _note(self, token_ids: Tensor, rows: SampledRows, slots: Slots) -> None:
-        slots.last_sampled[upload(rows.slots, token_ids.device)] = token_ids
-        if (counted := np.flatnonzero(slots.token_counts.is_counted(rows.slots))).size:
-            index = upload(counted, token_ids.device)
-            slots.token_counts.add(rows.slots[counted], token_ids[index])
+def _count(token_ids: Tensor, rows: SampledRows, slots: Slots) -> None:
+    if (counted := np.flatnonzero(slots.token_counts.is_counted(rows.slots))).size:
+        index = upload(counted, token_ids.device)
+        slots.token_counts.add(rows.slots[counted], token_ids[index])
+
+
+def _logprobs(
+    logits: Tensor,
+    token_ids: Tensor,
+    rows: SampledRows,
+    logprob_rows: NDArray[np.int64],
+    slots: Slots,
+) -> RowLogprobs | None:
+    if not logprob_rows.size:
+        return None
+    index = upload(logprob_rows, logits.device)
+    num_top = slots.sampling.num_logprobs[rows.slots[logprob_rows]].tolist()
+    tensors = compute_logprobs(logits[index], token_ids[index], max(num_top))
+    return RowLogprobs(tensors=tensors, num_top=num_top)
 
 
 def _take(rows: SampledRows, index: NDArray[np.int64]) -> SampledRows:
     return SampledRows(slots=rows.slots[index], output_positions=rows.output_positions[index])
-
-
-def _make_sound(logits: Tensor) -> Tensor:
-    """[num_rows, vocab_size] float32 without NaN or infinity."""
-    return torch.nan_to_num(logits.float(), -SOUND_LOGIT, SOUND_LOGIT, -SOUND_LOGIT)
 
 
 def _add_bias_(logits: Tensor, rows: SampledRows, slots: Slots) -> None:

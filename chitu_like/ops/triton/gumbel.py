@@ -1,0 +1,66 @@
+"""The noise of ops/sampling.py inside kernels.
+
+Keys, hashes and uniform numbers are the reference's integers, bit for bit. `tl.log` of float32 is the
+device library's logarithm, like torch's on CUDA, so on one device the noise is the reference's. (An
+approximate one, such as lg2.approx, would be useless near 1, where large noise comes from.) Between
+devices the last bit of a logarithm may differ, and so a token, but only where two sums of score and
+noise lie within 1e-5 of each other.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from chitu_like.ops import draw
+
+_SEED_LOW, _SEED_HIGH = tl.constexpr(draw.SEED_LOW), tl.constexpr(draw.SEED_HIGH)
+
+
+@triton.jit
+def _mix(x):
+    """`mix` without a key, of uint32: it wraps, and shifts zeros in."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _mix_with(x, key):
+    """`mix` with a key."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x += key
+    x *= 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def noise_keys(row_params, position):
+    """key0 and key1 of a row: uint32.
+
+    Args:
+        row_params: of the row's slot (ops/draw.py).
+        position: output position, int64.
+    """
+    low = tl.load(row_params + _SEED_LOW).to(tl.uint32, bitcast=True)
+    high = tl.load(row_params + _SEED_HIGH).to(tl.uint32, bitcast=True)
+    key0 = _mix(_mix_with(low, high) + position.to(tl.uint32))
+    return key0, _mix(_mix_with(high ^ 0x9E3779B9, low) ^ key0)
+
+
+@triton.jit
+def gumbel_noise(token_ids, key0, key1):
+    """Noise of each token, float32.
+
+    Args:
+        token_ids: int32.
+        key0: of `noise_keys`.
+        key1: of `noise_keys`.
+    """
+    bits = _mix_with(_mix(token_ids.to(tl.uint32, bitcast=True)) ^ key0, key1)
+    uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2**-23
+    return -tl.log(-tl.log(uniform))
