@@ -53,9 +53,10 @@ def make_model(
     weights: dict[str, Tensor] | int,
     device: torch.device = CPU,
     parallel: ParallelContext | None = None,
+    op_impl: str = "auto",
 ) -> Model:
     """A model filled with dummy weights of a seed, or from a state dict of transformers."""
-    model = build_model(spec, backend, dtype, device, parallel=parallel)
+    model = build_model(spec, backend, dtype, device, parallel=parallel, op_impl=op_impl)
     if isinstance(weights, int):
         load_dummy_weights(model, weights)
         return model
@@ -93,6 +94,7 @@ class PagedModel:
         dtype: to compute in.
         device: to compute on; logits come back to the host.
         parallel: this rank's place; None: the only one. Stages are neighbours in the default group.
+        op_impl: kind of implementation of the ops.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class PagedModel:
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
         parallel: ParallelContext | None = None,
+        op_impl: str = "auto",
     ) -> None:
         self.device = device
         self.dtype = dtype
@@ -115,7 +118,7 @@ class PagedModel:
         self.block_size = block_size
         local = attention_spec(spec, block_size, dtype, device, parallel.tp_size)
         self.backend = attention_backends.get(backend)(local)
-        self.model = make_model(spec, self.backend, dtype, weights, device, parallel)
+        self.model = make_model(spec, self.backend, dtype, weights, device, parallel, op_impl)
         shape = (num_blocks, block_size, local.num_kv_heads, spec.head_dim)
         # NaN: reading a slot that nothing was stored in shows in the result.
         self.caches = {
