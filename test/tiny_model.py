@@ -45,6 +45,9 @@ class PlainBackend:
     def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
         """Nothing is read on the host."""
 
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Nothing is shared by the layers."""
+
 
 class Rerun:
     """A recorder without graphs: what was recorded is called again."""

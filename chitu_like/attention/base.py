@@ -45,6 +45,7 @@ class AttentionSpec:
         block_size: tokens a KV block.
         dtype: of q, k, v and the output.
         device: where they are.
+        max_reqs: the most in a batch, where room must be made before there is one.
     """
 
     num_heads: int
@@ -54,6 +55,7 @@ class AttentionSpec:
     block_size: int
     dtype: torch.dtype
     device: torch.device
+    max_reqs: int = 256
 
 
 class AttentionMetadata:
@@ -96,20 +98,9 @@ class ForwardBatch:
 
 
 class AttentionBackend(Protocol):
-    """Attention of one kind on one device.
-
-    Constructed as `Backend(spec)`; a missing third-party package is an UnsupportedError that names
-    the extra to install.
-    """
+    """Attention of one kind on one device."""
 
     supports_cuda_graph: ClassVar[bool]
-
-    def __init__(self, spec: AttentionSpec) -> None: ...
-
-    @classmethod
-    def supports(cls, spec: AttentionSpec) -> str | None:
-        """None where this backend can serve `spec`, else the reason why not, in a few words."""
-        ...
 
     def plan(self, batch: ForwardBatch) -> AttentionMetadata:
         """All host work for a batch, once. Valid until the next plan."""
@@ -138,13 +129,33 @@ class AttentionBackend(Protocol):
         ...
 
 
+class NamedBackend(AttentionBackend, Protocol):
+    """One that users may ask for by name.
+
+    Constructed as `Backend(spec)`; a missing third-party package is an UnsupportedError that names
+    the extra to install.
+    """
+
+    def __init__(self, spec: AttentionSpec) -> None: ...
+
+    @classmethod
+    def supports(cls, spec: AttentionSpec) -> str | None:
+        """None where this backend can serve `spec`, else the reason why not, in a few words."""
+        ...
+
+
 @runtime_checkable
 class GraphBackend(AttentionBackend, Protocol):
     """A backend whose decodes can be captured in a CUDA graph and replayed with other values.
 
     A captured batch is of decodes alone. Its tensors (block_tables, device_context_lens ...) are the
-    graph's own: they keep their addresses and shapes, and hold new values before each replay. Rows
-    that pad the batch have a context of one token, in a block that nobody reads.
+    graph's own: they keep their addresses and shapes, and get new values at the head of each replay.
+    Rows that pad the batch have a context of one token, in a block that nobody reads. So a step is::
+
+        backend.replan(metadata, batch)      # the host's part, before the replay
+        ... write the batch's tensors ...    # from here on captured
+        backend.prepare(metadata)
+        backend.run(...)                     # in every layer
     """
 
     def plan_capture(self, batch: ForwardBatch) -> AttentionMetadata:
@@ -155,15 +166,24 @@ class GraphBackend(AttentionBackend, Protocol):
         ...
 
     def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
-        """Host work before a replay, ordered before it on the current stream; waits for nothing.
+        """Host work before a replay, ordered before it on the current stream; waits for no kernel.
 
         Args:
             metadata: of the capture, modified.
-            batch: as captured, with the host values (context_lens) of this replay.
+            batch: as captured, with the host values (context_lens) of this replay; its tensors still
+                hold those of an earlier one.
+        """
+        ...
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Device work from the batch's tensors that all layers share; captured.
+
+        Args:
+            metadata: of the capture.
         """
         ...
 
 
-attention_backends: Registry[type[AttentionBackend]] = Registry(
+attention_backends: Registry[type[NamedBackend]] = Registry(
     "attention backend", "chitu_like.attention", "infer.attn_type"
 )

@@ -130,6 +130,9 @@ class TritonBackend:
     def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
         """See GraphBackend: nothing is left to do."""
 
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """See GraphBackend: nothing is left to do."""
+
     def run(
         self,
         q: Tensor,

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import torch
 
-from chitu_like.attention.base import (
-    AttentionSpec,
-    ForwardBatch,
-    GraphBackend,
-    LayerKVCache,
-    attention_backends,
-)
+from chitu_like.bench.attention_case import ATTENTION
 from chitu_like.bench.device_timing import Call
-from chitu_like.bench.op_case import Case, OpWork, Setting, Work, op_case
-from chitu_like.core.errors import UnsupportedError
+from chitu_like.bench.op_case import Case, Describe, OpWork, Setting, Work, op_case
+from chitu_like.core.rope_spec import RopeSpec
 from chitu_like.ops.activation import act_and_mul_op
+from chitu_like.ops.decode_inputs import DecodeInputs, decode_inputs_op
+from chitu_like.ops.draw import draw_tokens_op, pack_params
+from chitu_like.ops.embedding import embed_rms_norm_op
 from chitu_like.ops.kv_store import kv_store_op
 from chitu_like.ops.linear import PlainLinear, make_linear_kernel
 from chitu_like.ops.norm import add_rms_norm_op, rms_norm_op
-from chitu_like.ops.rope_store import qk_norm_rope_store_op
-from chitu_like.ops.rotary import rotation
+from chitu_like.ops.rope_store import HeadNorms, qk_norm_rope_store_op
+from chitu_like.ops.rotary import rotation, rotation_op
 
 EPS = 1e-5
 
@@ -53,20 +50,45 @@ def _act_and_mul(at: Setting) -> OpWork:
     )
 
 
-def _rope_store(at: Setting) -> OpWork:
-    """Without norms of the heads, which add next to nothing to what is read."""
-    assert at.spec.rope is not None, "this case is for models that rotate"
-    rotary_dim, interleaved = at.spec.rope.rotary_dim, at.spec.rope.interleaved
+def _embed_rms_norm(at: Setting) -> OpWork:
+    hidden, vocab_size = at.spec.hidden_size, at.spec.vocab_size
+    table = at.random(vocab_size, hidden)
+
+    def arguments() -> tuple[object, ...]:
+        ids = torch.randint(vocab_size, (at.num_tokens,), device=at.device)
+        return ids, table, at.random(hidden), EPS
+
+    return OpWork(arguments=arguments, num_bytes=at.bytes_of((3 * at.num_tokens + 1) * hidden))
+
+
+def _rotation(at: Setting) -> OpWork:
+    rope = _rope_of(at)
+    return OpWork(
+        arguments=lambda: (
+            torch.randint(at.context, (at.num_tokens,), device=at.device),
+            torch.rand(rope.rotary_dim // 2, device=at.device),
+        ),
+        num_bytes=at.bytes_of(2 * at.num_tokens * rope.rotary_dim) + 8 * at.num_tokens,
+        options={"interleaved": rope.interleaved, "scale": 1.0, "dtype": at.dtype},
+    )
+
+
+def _qk_norm_rope_store(at: Setting) -> OpWork:
+    rope, dim = _rope_of(at), at.spec.head_dim
     qkv_size = at.q_size + 2 * at.kv_size
 
     def arguments() -> tuple[object, ...]:
+        norms = HeadNorms(at.random(dim), at.random(dim), EPS) if at.spec.qk_norm else None
         positions = torch.randint(at.context, (at.num_tokens,), device=at.device)
-        frequencies = torch.rand(rotary_dim // 2, device=at.device)
-        turns = rotation(positions, frequencies, interleaved=interleaved, scale=1.0, dtype=at.dtype)
-        return at.random(at.num_tokens, qkv_size), None, turns, interleaved, *_slots(at)
+        frequencies = torch.rand(rope.rotary_dim // 2, device=at.device)
+        turns = rotation(
+            positions, frequencies, interleaved=rope.interleaved, scale=1.0, dtype=at.dtype
+        )
+        return at.random(at.num_tokens, qkv_size), norms, turns, rope.interleaved, *_slots(at)
 
+    turned = 2 * rope.rotary_dim
     return OpWork(
-        arguments=arguments, num_bytes=at.bytes_of(at.num_tokens * (2 * qkv_size + 2 * rotary_dim))
+        arguments=arguments, num_bytes=at.bytes_of(at.num_tokens * (2 * qkv_size + turned))
     )
 
 
@@ -86,6 +108,40 @@ def _slots(at: Setting) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shape = (num_blocks, at.block_size, at.spec.num_kv_heads, at.spec.head_dim)
     slots = torch.randperm(num_blocks * at.block_size, device=at.device)[: at.num_tokens]
     return at.random(*shape), at.random(*shape), slots
+
+
+def _decode_inputs(at: Setting) -> OpWork:
+    max_blocks, num_reqs = -(-at.context // at.block_size), at.num_reqs
+
+    def arguments() -> tuple[object, ...]:
+        slots = torch.arange(num_reqs)
+        rows = torch.stack((slots, slots % at.context, torch.full_like(slots, -1)))
+        tables = torch.zeros(num_reqs, max_blocks, dtype=torch.int32, device=at.device)
+        last_sampled = torch.zeros(num_reqs, dtype=torch.int64, device=at.device)
+        out = DecodeInputs.empty(num_reqs, max_blocks, at.device)
+        return rows.to(at.device, torch.int32), tables, last_sampled, at.block_size, out
+
+    return OpWork(arguments=arguments, num_bytes=num_reqs * (8 * max_blocks + 48))
+
+
+def _draw(*, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Describe:
+    """Sampling with the same parameters in every row; greedy at temperature 0."""
+    row = pack_params(seed=7, temperature=temperature, top_k=top_k, top_p=top_p, min_p=0.0)
+
+    def describe(at: Setting) -> OpWork:
+        def arguments() -> tuple[object, ...]:
+            slots = torch.arange(at.num_reqs, device=at.device)
+            params = torch.from_numpy(row).to(at.device).repeat(at.num_reqs, 1)
+            logits = 4 * at.random(at.num_reqs, at.spec.vocab_size)  # a few thousand in the nucleus
+            return logits, params, slots, slots.clone(), torch.zeros_like(slots)
+
+        return OpWork(
+            arguments=arguments,
+            num_bytes=at.bytes_of(at.num_reqs * at.spec.vocab_size),
+            reference_waits=True,
+        )
+
+    return describe
 
 
 def _linear(name: str) -> Case:
@@ -127,100 +183,41 @@ def _matrix(at: Setting, name: str) -> tuple[int, int]:
     }[name]
 
 
-def _attention_spec(at: Setting) -> AttentionSpec:
-    return AttentionSpec(
-        num_heads=at.spec.num_heads,
-        num_kv_heads=at.spec.num_kv_heads,
-        head_dim=at.spec.head_dim,
-        windows=(None,),
-        block_size=at.block_size,
-        dtype=at.dtype,
-        device=at.device,
-    )
+def _rope_of(at: Setting) -> RopeSpec:
+    assert at.spec.rope is not None, f"{at.model} does not rotate"
+    return at.spec.rope
 
 
-def _attention_kinds(at: Setting) -> list[str]:
-    spec = _attention_spec(at)
-    found = []
-    for name in attention_backends.names():
-        backend = attention_backends.get(name)
-        is_slow = name == "ref" and at.device.type == "cuda"  # a loop over requests
-        if is_slow or backend.supports(spec) is not None:
-            continue
-        try:
-            backend(spec)
-        except UnsupportedError:  # its package is not installed
-            continue
-        found.append(name)
-    return found
-
-
-def _attention(at: Setting, kind: str) -> Work:
-    spec = _attention_spec(at)
-    backend = attention_backends.get(kind)(spec)
-    cache = _random_cache(at)
-    batch = _attention_batch(at)
-    batch.kv_caches[0] = cache
-    in_graph = at.is_decode and isinstance(backend, GraphBackend) and backend.supports_cuda_graph
-    if in_graph and isinstance(backend, GraphBackend):
-        metadata = backend.plan_capture(batch)
-        backend.replan(metadata, batch)
-    else:
-        metadata = backend.plan(batch)
-
-    def fresh() -> Call:
-        own = _random_cache(at)
-        q = at.random(at.num_tokens, spec.num_heads, spec.head_dim)
-        scale = spec.head_dim**-0.5
-        return lambda: backend.run(q, own, metadata, scale=scale, window=None)
-
-    num_pairs = at.num_reqs * sum(range(at.context - at.query_len + 1, at.context + 1))
-    kv_bytes = at.bytes_of(2 * at.num_reqs * at.context * at.kv_size)
-    return Work(
-        fresh=fresh,
-        num_bytes=kv_bytes + at.bytes_of(2 * at.num_tokens * at.q_size),
-        num_flops=4 * num_pairs * at.q_size,
-        streamed_bytes=kv_bytes,
-        in_graph=in_graph,
-    )
-
-
-def _random_cache(at: Setting) -> LayerKVCache:
-    num_blocks = at.num_reqs * -(-at.context // at.block_size)
-    shape = (num_blocks, at.block_size, at.spec.num_kv_heads, at.spec.head_dim)
-    return LayerKVCache(k=at.random(*shape), v=at.random(*shape))
-
-
-def _attention_batch(at: Setting) -> ForwardBatch:
-    """Requests of one length, their blocks in random order."""
-    num_blocks = -(-at.context // at.block_size)
-    order = torch.randperm(at.num_reqs * num_blocks, device=at.device)
-    unused = torch.zeros(at.num_tokens, dtype=torch.int64, device=at.device)
-    context_lens = [at.context] * at.num_reqs
-    return ForwardBatch(
-        input_ids=unused,
-        positions=unused,
-        slot_mapping=unused,
-        block_tables=order.to(torch.int32).view(at.num_reqs, num_blocks),
-        query_lens=[at.query_len] * at.num_reqs,
-        context_lens=context_lens,
-        device_context_lens=torch.tensor(context_lens, dtype=torch.int32, device=at.device),
-        num_decodes=at.num_reqs if at.is_decode else 0,
-        logits_indices=unused[:0],
-        kv_caches={},
-    )
+def _rotates(at: Setting) -> bool:
+    return at.spec.rope is not None
 
 
 def _is_gated(at: Setting) -> bool:
     return at.spec.opt is None
 
 
+def _is_decode(at: Setting) -> bool:
+    return at.is_decode
+
+
 CASES: tuple[Case, ...] = (
     op_case(rms_norm_op, _rms_norm),
     op_case(add_rms_norm_op, _add_rms_norm),
+    op_case(embed_rms_norm_op, _embed_rms_norm, applies=_is_gated),
     op_case(act_and_mul_op, _act_and_mul, applies=_is_gated),
-    op_case(qk_norm_rope_store_op, _rope_store, applies=lambda at: at.spec.rope is not None),
+    op_case(rotation_op, _rotation, applies=_rotates),
+    op_case(qk_norm_rope_store_op, _qk_norm_rope_store, applies=_rotates),
     op_case(kv_store_op, _kv_store),
+    op_case(decode_inputs_op, _decode_inputs, applies=_is_decode),
+    *(
+        op_case(draw_tokens_op, describe, name=name, applies=_is_decode)
+        for name, describe in (
+            ("draw_greedy", _draw(temperature=0.0)),
+            ("draw", _draw(temperature=1.0)),
+            ("draw_top_k", _draw(temperature=1.0, top_k=50)),
+            ("draw_top_p", _draw(temperature=1.0, top_p=0.9)),
+        )
+    ),
     *(map(_linear, ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"))),
-    Case(name="attention", kinds=_attention_kinds, make=_attention, needs_context=True),
+    ATTENTION,
 )

@@ -167,6 +167,7 @@ class DecodeSteps:
 
         def work() -> None:
             self._gather_into(inputs)
+            self._backend.prepare(metadata)
             # A model may write to what it receives, and a recording must leave it as it was.
             hidden_states = self._model.forward(batch, None if received is None else received + 0)
             if self._options.parallel.is_last_stage:

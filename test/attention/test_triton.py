@@ -1,15 +1,11 @@
 """The `triton` backend: its kernels in Triton's interpreter, its plan, and what it refuses."""
 
-import importlib.util
-import os
-import subprocess
 import sys
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from interpreter import needs_interpreter, run_cases
 from tiny_model import tiny_options
 
 from chitu_like.attention.base import AttentionSpec
@@ -18,7 +14,6 @@ from chitu_like.core.errors import UnsupportedError
 from chitu_like.ops.attention_tiles import cut_tiles
 from chitu_like.worker.options import make_backend
 
-REPO = Path(__file__).resolve().parents[2]
 CASES = "test/attention/triton_cases.py"
 
 
@@ -34,51 +29,20 @@ def make_spec(device: str, head_dim: int = 64) -> AttentionSpec:
     )
 
 
-def run_cases(*options: str, interpreted: bool) -> None:
-    """Run triton_cases.py in a process of its own: the variable counts when triton is imported."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", CASES, "-q", "-p", "no:cacheprovider", *options],
-        cwd=REPO,
-        env={**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def version_of(package: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in metadata.version(package).split(".")[:2])
-
-
-def why_no_interpreter() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "needs triton: pip install triton"
-    if version_of("triton") < (3, 7) and version_of("numpy") >= (2, 4):
-        return "the interpreter of Triton before 3.7 does not run with numpy from 2.4 on"
-    return None
-
-
-needs_interpreter = pytest.mark.skipif(
-    why_no_interpreter() is not None, reason=str(why_no_interpreter())
-)
-
-
 @needs_interpreter
 def test_the_kernels_compute_what_ref_does() -> None:
-    run_cases("-m", "not slow", interpreted=True)
+    run_cases(CASES, "-m", "not slow", interpreted=True)
 
 
 @needs_interpreter
 @pytest.mark.slow
 def test_the_kernels_compute_what_ref_does_for_every_shape() -> None:
-    run_cases("-m", "slow", interpreted=True)
+    run_cases(CASES, "-m", "slow", interpreted=True)
 
 
 @pytest.mark.gpu
 def test_the_compiled_kernels_compute_what_ref_does_for_every_shape() -> None:
-    run_cases("--slow", interpreted=False)
+    run_cases(CASES, "--slow", interpreted=False)
 
 
 @pytest.mark.parametrize("rows", [16, 64])

@@ -49,6 +49,9 @@ class RecordableRef:
         assert isinstance(metadata, Latest)
         metadata.planned = self._ref.plan(batch)
 
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Nothing is shared by the layers."""
+
     def run(
         self,
         q: Tensor,

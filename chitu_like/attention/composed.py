@@ -1,0 +1,129 @@
+"""Prefill by one backend, decode by another: the two phases are bound by different things."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from chitu_like.attention.base import (
+    AttentionBackend,
+    AttentionMetadata,
+    ForwardBatch,
+    GraphBackend,
+    LayerKVCache,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedMetadata(AttentionMetadata):
+    """Both parts' plans; None where a batch has no such part."""
+
+    num_decodes: int
+    decode: AttentionMetadata | None
+    prefill: AttentionMetadata | None
+
+
+class ComposedBackend:
+    """Gives each backend its part of a batch.
+
+    Args:
+        prefill: of chunks.
+        decode: of the leading requests with one token.
+    """
+
+    supports_cuda_graph: ClassVar[bool] = False
+
+    def __init__(self, prefill: AttentionBackend, decode: AttentionBackend) -> None:
+        self._prefill, self._decode = prefill, decode
+
+    def plan(self, batch: ForwardBatch) -> ComposedMetadata:
+        """See AttentionBackend."""
+        num_decodes, num_reqs = batch.num_decodes, len(batch.query_lens)
+        decodes = dataclasses.replace(_requests(batch, slice(num_decodes)), num_decodes=num_decodes)
+        chunks = dataclasses.replace(_requests(batch, slice(num_decodes, None)), num_decodes=0)
+        return ComposedMetadata(
+            num_decodes=num_decodes,
+            decode=self._decode.plan(decodes) if num_decodes else None,
+            prefill=self._prefill.plan(chunks) if num_decodes < num_reqs else None,
+        )
+
+    def run(
+        self,
+        q: Tensor,
+        kv_cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """See AttentionBackend."""
+        assert isinstance(metadata, ComposedMetadata), f"plan of another backend: {metadata}"
+        n = metadata.num_decodes
+        parts = [
+            backend.run(part, kv_cache, plan, scale=scale, window=window)
+            for backend, part, plan in (
+                (self._decode, q[:n], metadata.decode),
+                (self._prefill, q[n:], metadata.prefill),
+            )
+            if plan is not None
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class ComposedGraphBackend(ComposedBackend):
+    """One whose decodes can be captured: by the backend that computes them."""
+
+    supports_cuda_graph: ClassVar[bool] = True
+
+    def __init__(self, prefill: AttentionBackend, decode: GraphBackend) -> None:
+        super().__init__(prefill, decode)
+        self._captured = decode
+
+    def plan_capture(self, batch: ForwardBatch) -> ComposedMetadata:
+        """See GraphBackend."""
+        return ComposedMetadata(
+            num_decodes=batch.num_decodes,
+            decode=self._captured.plan_capture(batch),
+            prefill=None,
+        )
+
+    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
+        """See GraphBackend."""
+        self._captured.replan(_decode_plan(metadata), batch)
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """See GraphBackend."""
+        self._captured.prepare(_decode_plan(metadata))
+
+
+def _decode_plan(metadata: AttentionMetadata) -> AttentionMetadata:
+    assert isinstance(metadata, ComposedMetadata), f"plan of another backend: {metadata}"
+    assert metadata.decode is not None, "captured without decodes"
+    return metadata.decode
+
+
+def compose(prefill: AttentionBackend, decode: AttentionBackend) -> ComposedBackend:
+    """One backend of two, which can be captured where `decode` can."""
+    if isinstance(decode, GraphBackend):
+        return ComposedGraphBackend(prefill, decode)
+    return ComposedBackend(prefill, decode)
+
+
+def _requests(batch: ForwardBatch, which: slice) -> ForwardBatch:
+    """A run of a batch's requests. What backends do not read (logits_indices) stays whole."""
+    first = sum(batch.query_lens[: which.start or 0])
+    tokens = slice(first, first + sum(batch.query_lens[which]))
+    return dataclasses.replace(
+        batch,
+        input_ids=batch.input_ids[tokens],
+        positions=batch.positions[tokens],
+        slot_mapping=batch.slot_mapping[tokens],
+        block_tables=batch.block_tables[which],
+        query_lens=batch.query_lens[which],
+        context_lens=batch.context_lens[which],
+        device_context_lens=batch.device_context_lens[which],
+    )

@@ -1,0 +1,46 @@
+"""ops/flat_tables.py in one launch: a program a request, each of which sums the lengths before it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from chitu_like.ops.flat_tables import FlatTables, flatten_tables_op
+
+COPIED = 1024
+"""Block ids that a program moves at once: 16k tokens of context."""
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def _flatten_kernel(
+    block_tables, context_lens, indptr, indices, last_block_lens, table_stride,
+    BLOCK_SIZE: tl.constexpr, REQUESTS: tl.constexpr, COPIED: tl.constexpr,
+):  # fmt: skip
+    request = tl.program_id(0)
+    others = tl.arange(0, REQUESTS)
+    lens = tl.load(context_lens + others, mask=others < request, other=0)
+    start = tl.sum((lens + (BLOCK_SIZE - 1)) // BLOCK_SIZE, 0)
+    context_len = tl.load(context_lens + request)
+    num_blocks = (context_len + (BLOCK_SIZE - 1)) // BLOCK_SIZE
+    tl.store(indptr + request, start)
+    # The last program's end; the others' is their neighbour's start, and the same number.
+    tl.store(indptr + request + 1, start + num_blocks)
+    tl.store(last_block_lens + request, context_len - (num_blocks - 1) * BLOCK_SIZE)
+    table = block_tables + request.to(tl.int64) * table_stride
+    for first in range(0, num_blocks, COPIED):
+        at = first + tl.arange(0, COPIED)
+        blocks = tl.load(table + at, mask=at < num_blocks)
+        tl.store(indices + start + at, blocks, mask=at < num_blocks)
+
+
+@flatten_tables_op.register("triton", supports=lambda device, _dtype: device.type == "cuda")
+def flatten_tables(
+    block_tables: Tensor, context_lens: Tensor, block_size: int, out: FlatTables
+) -> None:
+    """See ops/flat_tables.py."""
+    num_reqs = len(context_lens)
+    _flatten_kernel[(num_reqs,)](
+        block_tables, context_lens, *out, block_tables.stride(0),
+        BLOCK_SIZE=block_size, REQUESTS=triton.next_power_of_2(num_reqs), COPIED=COPIED,
+    )  # fmt: skip
