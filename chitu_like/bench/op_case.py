@@ -7,8 +7,8 @@ in op_cases.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chitu_like.bench.device_timing import Call
 from chitu_like.core.model_spec import ModelSpec
-from chitu_like.ops.registry import Op
+from chitu_like.ops.registry import REFERENCE, Op
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -121,17 +121,25 @@ class OpWork:
     Attributes:
         arguments: makes arguments of its own for a call.
         num_bytes, streamed_bytes: see Work.
+        reference_waits: the reference looks at values on the host, which no graph can.
+        options: of every call, by name.
     """
 
     arguments: Callable[[], tuple[object, ...]]
     num_bytes: int
     streamed_bytes: int = 0
+    reference_waits: bool = False
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+Describe = Callable[[Setting], OpWork]
 
 
 def op_case(
     op: Op[F],
-    describe: Callable[[Setting], OpWork],
+    describe: Describe,
     *,
+    name: str | None = None,
     applies: Callable[[Setting], bool] = lambda at: True,
 ) -> Case:
     """A case of an op and each of its implementations.
@@ -139,6 +147,7 @@ def op_case(
     Args:
         op: whose twins are compared.
         describe: its arguments and bytes.
+        name: of the case, where the op has several.
         applies: whether the model has this work.
     """
 
@@ -150,8 +159,13 @@ def op_case(
 
         def fresh() -> Call:
             arguments = work.arguments()
-            return lambda: function(*arguments)
+            return lambda: function(*arguments, **work.options)
 
-        return Work(fresh=fresh, num_bytes=work.num_bytes, streamed_bytes=work.streamed_bytes)
+        return Work(
+            fresh=fresh,
+            num_bytes=work.num_bytes,
+            streamed_bytes=work.streamed_bytes,
+            in_graph=not (work.reference_waits and kind == REFERENCE),
+        )
 
-    return Case(name=op.name, kinds=kinds, make=make)
+    return Case(name=name or op.name, kinds=kinds, make=make)

@@ -234,9 +234,9 @@ def _parser(prog: str) -> Parser:
 def _table(model: str, rows: Sequence[OpRow]) -> Table:
     table = Table(title=model, title_justify="left")
     for name in ("op", "by"):
-        table.add_column(name, no_wrap=True, overflow="ignore")
+        table.add_column(name, no_wrap=True)
     for name in ("phase", "tokens", "context", "us", "GB/s", "TFLOP/s", "of roof"):
-        table.add_column(name, justify="right", no_wrap=True, overflow="ignore")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: (row.op, row.phase, row.context, row.num_tokens)):
         table.add_row(
             row.op,

@@ -101,12 +101,13 @@ def test_a_run_writes_what_was_asked_for(
     monkeypatch.setattr("chitu_like.bench.roof.READ_BYTES", {"cpu": 1 << 20})
     monkeypatch.setattr("chitu_like.bench.roof.MATMUL_SIZE", {"cpu": 64})
     path = tmp_path / "ops.json"
-    command = ["--device", "cpu", "--op", "*norm,o_proj", "--impl", "torch", "--json", str(path)]
+    command = ["--device", "cpu", "--op", "*_norm,o_proj", "--impl", "torch", "--json", str(path)]
     assert run("benchmark_ops.py", command) == 0
     found = json.loads(path.read_text())
     assert {(row["op"], row["kind"]) for row in found["rows"]} == {
         ("rms_norm", "torch"),
         ("add_rms_norm", "torch"),
+        ("embed_rms_norm", "torch"),
         ("o_proj", "torch"),
     }
     for row in found["rows"]:
