@@ -13,8 +13,9 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from typing import TypeVar
 
 import msgspec
 from rich.console import Console
@@ -24,7 +25,7 @@ from chitu_like.bench.arrivals import arrival_times
 from chitu_like.bench.client import Address, StreamClient, StreamRecord
 from chitu_like.bench.latency import SentRequest, ServingSummary, Slo, summarize
 from chitu_like.bench.load import run_load
-from chitu_like.bench.provenance import provenance
+from chitu_like.bench.provenance import Provenance, provenance
 from chitu_like.bench.result_files import write_csv, write_json
 from chitu_like.bench.serving_options import serving_parser
 from chitu_like.bench.serving_report import (
@@ -35,11 +36,14 @@ from chitu_like.bench.serving_report import (
     request_rows,
     write_plot,
 )
+from chitu_like.bench.serving_sweep import Curve, RatePoint, plot_curves, sweep_table
 from chitu_like.bench.traces import read_lengths, read_trace
 from chitu_like.bench.workload import PlannedRequest, plan_requests, plan_trace, prompt_of
 from chitu_like.config.secrets import API_KEYS_VARIABLE
 from chitu_like.core.ending import DONE, FAILED
 from chitu_like.core.errors import ConfigError, PeerError
+
+Row = TypeVar("Row")
 
 
 class _Model(msgspec.Struct):
@@ -55,17 +59,12 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     options = serving_parser(prog).parse_args(arguments)
     if options.plot is not None:
         check_plotting()
-    rounds = plan_rounds(options)
-    elapsed_s, sent = asyncio.run(generate_load(options, rounds))
-    slo = None
-    if options.slo_ttft is not None or options.slo_tpot is not None:
-        slo = Slo(
-            ttft_s=None if options.slo_ttft is None else options.slo_ttft / 1e3,
-            tpot_s=None if options.slo_tpot is None else options.slo_tpot / 1e3,
-        )
-    summary = summarize(sent, elapsed_s, slo)
-    _show(summary)
     origin = provenance(prog, _without_key(arguments), None)
+    if options.rates is not None:
+        return _sweep(options, origin)
+    elapsed_s, sent = asyncio.run(generate_load(options, plan_rounds(options)))
+    summary = summarize(sent, elapsed_s, _slo_of(options))
+    _show(summary)
     rows = request_rows(sent)
     if options.json is not None:
         results = {"benchmark": "serving", "base_url": options.base_url, **asdict(origin)}
@@ -75,6 +74,42 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     if options.plot is not None:
         write_plot(options.plot, sent)
     return FAILED if summary.num_failed == summary.num_requests else DONE
+
+
+def _sweep(options: argparse.Namespace, origin: Provenance) -> int:
+    """Load at one rate after the other, until the server is saturated.
+
+    Raises: ConfigError for options that leave no rate to set.
+    """
+    if options.iterations is not None or options.rate is not None or options.csv is not None:
+        raise ConfigError("--rates sets the rate: leave out --rate, --iterations and --csv")
+    points: list[RatePoint] = []
+    for rate in options.rates:
+        warmup = 0 if points else options.warmup
+        changed = {"arrival": options.arrival or "poisson", "rate": rate, "warmup": warmup}
+        at_rate = argparse.Namespace(**{**vars(options), **changed})
+        elapsed_s, sent = asyncio.run(generate_load(at_rate, plan_rounds(at_rate)))
+        points.append(RatePoint(rate=rate, summary=summarize(sent, elapsed_s, _slo_of(options))))
+        print(f"{rate:g} requests/s offered, answered after {elapsed_s:.1f} s", flush=True)
+        if points[-1].is_saturated:
+            break
+    Console(soft_wrap=True, highlight=False).print(sweep_table(points))
+    found = [point.as_json() for point in points]
+    if options.json is not None:
+        head = {"benchmark": "serving", "base_url": options.base_url, **asdict(origin)}
+        write_json(options.json, {**head, "sweep": found})
+    if options.plot is not None:
+        plot_curves(options.plot, [Curve(label=options.base_url, points=found)])
+    return FAILED if all(p.summary.num_failed == p.summary.num_requests for p in points) else DONE
+
+
+def _slo_of(options: argparse.Namespace) -> Slo | None:
+    if options.slo_ttft is None and options.slo_tpot is None:
+        return None
+    return Slo(
+        ttft_s=None if options.slo_ttft is None else options.slo_ttft / 1e3,
+        tpot_s=None if options.slo_tpot is None else options.slo_tpot / 1e3,
+    )
 
 
 def plan_rounds(options: argparse.Namespace) -> list[list[PlannedRequest]]:
@@ -93,7 +128,11 @@ def plan_rounds(options: argparse.Namespace) -> list[list[PlannedRequest]]:
     if (options.arrival == "trace") != (options.trace is not None):
         raise ConfigError("--arrival trace and --trace FILE go together")
     if options.trace is not None:
-        rows = read_trace(options.trace)
+        rows = _short_enough(
+            read_trace(options.trace),
+            lambda row: row.input_len + row.output_len,
+            options.max_request_len,
+        )
         return [plan_trace(rows, rate=options.rate, count=count, duration_s=duration_s)]
     if count is None and duration_s is None:
         count = 100
@@ -109,10 +148,20 @@ def plan_rounds(options: argparse.Namespace) -> list[list[PlannedRequest]]:
 def _lengths(options: argparse.Namespace) -> Iterable[tuple[int, int]]:
     """(input, output) tokens of one request after the other, without end."""
     if options.lengths is not None:
-        found = read_lengths(options.lengths)
+        found = _short_enough(read_lengths(options.lengths), sum, options.max_request_len)
         random.Random(f"{options.seed} lengths").shuffle(found)
         return itertools.cycle(found)
     return itertools.repeat((options.input_len, options.output_len))
+
+
+def _short_enough(
+    rows: list[Row], length_of: Callable[[Row], int], longest: int | None
+) -> list[Row]:
+    """Those of at most `longest` tokens in all. Raises: ConfigError if none is."""
+    found = [row for row in rows if longest is None or length_of(row) <= longest]
+    if not found:
+        raise ConfigError(f"--max-request-len {longest}: every request is longer")
+    return found
 
 
 async def generate_load(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chitu_like.bench.arrivals import KINDS
-from chitu_like.cli.command_line import Parser, count, positive_float, positive_int
+from chitu_like.cli.command_line import Parser, count, positive_float, positive_floats, positive_int
 from chitu_like.config.secrets import API_KEYS_VARIABLE
 
 
@@ -20,6 +20,8 @@ def serving_parser(prog: str) -> Parser:
             f"{prog} --num-requests 64 --arrival poisson --rate 4 --input-len 256 --output-len 64",
             f"{prog} --arrival trace --trace azure.csv --rate 2 --duration 60 --slo-ttft 500 "
             "--slo-tpot 50",
+            f"{prog} --rates 1,2,4,8 --duration 30 --lengths azure.csv --max-request-len 4096 "
+            "--slo-ttft 1000 --slo-tpot 50 --json sweep.json",
             f"{prog} --iterations 10 --batch-size 8 --seq-len 128 --warmup 2",
         ],
     )
@@ -59,6 +61,12 @@ def _add_arrivals(parser: Parser) -> None:
         help="default: burst, which without --rate is all at once",
     )
     group.add_argument("--rate", type=positive_float, metavar="R", help="requests/s on average")
+    group.add_argument(
+        "--rates",
+        type=positive_floats,
+        metavar="R,...",
+        help="one load after the other, until most requests miss the SLO; a row each",
+    )
     group.add_argument(
         "--burst-size", type=positive_int, default=1, metavar="N", help="requests of a burst"
     )
@@ -111,6 +119,12 @@ def _add_lengths(parser: Parser) -> None:
         type=Path,
         metavar="FILE",
         help="draw input and output lengths from a CSV or a trace",
+    )
+    group.add_argument(
+        "--max-request-len",
+        type=positive_int,
+        metavar="N",
+        help="leave requests of the file or trace out that are longer, input and output together",
     )
     group.add_argument(
         "--vocab-size",

@@ -108,6 +108,11 @@ def positive_float(text: str) -> float:
     return value
 
 
+def positive_floats(text: str) -> list[float]:
+    """A comma list of numbers above 0."""
+    return [positive_float(part.strip()) for part in text.split(",")]
+
+
 def positive_ints(text: str) -> list[int]:
     """A comma list of whole numbers above 0."""
     return [positive_int(part.strip()) for part in text.split(",")]
