@@ -1,7 +1,6 @@
 """Ranks find each other through torchrun's store and form their instance's groups."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import free_port
 
 from chitu_like.cluster.placement import Placement
 from chitu_like.core.errors import PeerError
@@ -25,11 +25,6 @@ from chitu_like.distributed.rendezvous import (
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = str(Path(__file__).with_name("rendezvous_rank.py"))
 TIMEOUT_S = 120.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def environment(**variables: object) -> dict[str, str]:
@@ -54,13 +49,20 @@ def torchrun(check: str, num_ranks: int, *options: str, **variables: object) -> 
     assert result.returncode == 0, result.stdout
 
 
-def run_two(check: str) -> list[int]:
-    """Run a check on two ranks without torchrun. Returns: their exit codes."""
-    port = free_port()
+def run_two(check: str, *, rank_0_keeps_store: bool = False) -> list[int]:
+    """Run a check on two ranks without torchrun. Returns: their exit codes.
+
+    The store is here, as torchrun's agent keeps it: a rank may end while the other still asks.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    where = {"MASTER_PORT": store.port, **agent}
+    if rank_0_keeps_store:
+        where = {"MASTER_PORT": free_port()}
     ranks = [
         subprocess.Popen(
             [sys.executable, SCRIPT, check],
-            env=environment(RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+            env=environment(RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", **where),
         )
         for rank in range(2)
     ]
@@ -168,7 +170,7 @@ def test_a_node_that_knows_the_master_as_itself_asks_another(
 
 @pytest.mark.slow
 def test_an_idle_group_outlives_its_timeout() -> None:
-    assert run_two("idle_longer_than_the_timeout") == [0, 0]
+    assert run_two("idle_longer_than_the_timeout", rank_0_keeps_store=True) == [0, 0]
 
 
 @pytest.mark.slow
