@@ -18,7 +18,19 @@ BENCHMARKS = {
     ),
     "offline": (
         "chitu_like.bench.offline",
-        "the engine in this process: prefill, decode, workload",
+        "the engine in this process: prefill, decode, workloads, beside the device's floor",
+    ),
+    "ops": (
+        "chitu_like.bench.ops",
+        "every op, matrix and attention backend beside the device's measured roof",
+    ),
+    "idle": (
+        "chitu_like.bench.gpu_idle",
+        "how idle a GPU is while it decodes, and between which kernels",
+    ),
+    "startup": (
+        "chitu_like.bench.startup",
+        "from the start of a service to its first answers, phase by phase",
     ),
     "control": (
         "chitu_like.bench.control",
