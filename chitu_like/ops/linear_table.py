@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -65,6 +65,10 @@ class LinearTable:
 
     def __init__(self, rows: Iterable[TableRow] = ()) -> None:
         self._rows = {row.key: row for row in rows}
+
+    def rows(self) -> Iterator[TableRow]:
+        """Every row."""
+        yield from self._rows.values()
 
     def row(self, work: LinearWork, weight: Tensor, num_tokens: int) -> TableRow | None:
         """What is known of `work` on a weight [out_features, in_features]; None for nothing."""
