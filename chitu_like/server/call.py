@@ -89,8 +89,14 @@ class Call:
         """Set when the call was ended from outside; see Inbox.closed."""
         return self._inbox.closed
 
-    async def deltas(self, idle_s: float | None = None) -> AsyncIterator[ChoiceDelta | None]:
-        """Yield news until every choice has finished; None after each `idle_s` without any.
+    async def news(
+        self, idle_s: float | None = None, *, singly: bool = False
+    ) -> AsyncIterator[list[ChoiceDelta]]:
+        """Yield all news there are, until every choice has finished; none after `idle_s` without.
+
+        Args:
+            idle_s: longest silence.
+            singly: one at a time, so that `usage` is as of each.
 
         Raises: TimeoutError at the deadline, ApiError or PeerError when a request fails. The call
             is then to be closed.
@@ -98,20 +104,27 @@ class Call:
         num_growing = len(self.choices)
         while num_growing:
             deltas = await self._inbox.get(self._patience_s(idle_s))
+            news: list[ChoiceDelta] = []
             for delta in deltas:
                 choice = self._by_id[delta.request_id]
                 if choice.finish_reason is not None:
                     continue  # what the engine computed after a stop string
-                self._raise_failure(delta, choice)
-                news = choice.accept(delta)
+                if (failure := self._failure(delta, choice)) is not None:
+                    if news:
+                        yield news
+                    raise failure
+                news.append(choice.accept(delta))
                 if choice.finish_reason is not None:
                     num_growing -= 1
                     if delta.finish_reason is None:
                         self._router.abort_requests([choice.request_id])
+                if singly:
+                    yield news
+                    news = []
+            if not deltas and self._left_s() <= 0:
+                raise TimeoutError
+            if news or not deltas:
                 yield news
-            if not deltas:
-                self._raise_if_late()
-                yield None
 
     def usage(self) -> Usage:
         """Tokens so far."""
@@ -145,10 +158,6 @@ class Call:
         patience_s = min(self._left_s(), math.inf if idle_s is None else idle_s)
         return None if math.isinf(patience_s) else max(patience_s, 0.0)
 
-    def _raise_if_late(self) -> None:
-        if self._left_s() <= 0:
-            raise TimeoutError
-
     def _requests(self) -> list[AddRequest]:
         parts = self.parts
         return [
@@ -179,14 +188,17 @@ class Call:
         check_token_ids("logit_bias", list(params.logit_bias), info.vocab_size)
         check_token_ids("stop_token_ids", params.stop_token_ids, info.vocab_size)
 
-    def _raise_failure(self, delta: RequestDelta, choice: Choice) -> None:
+    def _failure(self, delta: RequestDelta, choice: Choice) -> Exception | None:
+        """What the call fails with, where this delta says that a request did."""
         if delta.finish_reason is FinishReason.ERROR:
             if choice.num_output_tokens:  # an engine that refuses a request gives it no token
-                raise PeerError("the engine has failed; this request cannot be finished")
-            raise ApiError(400, delta.error or "the engine refused the request", code="refused")
+                return PeerError("the engine has failed; this request cannot be finished")
+            return ApiError(400, delta.error or "the engine refused the request", code="refused")
         if delta.finish_reason is FinishReason.ABORT:
-            self._raise_if_late()
-            raise CapacityError("the engine gave the request up")
+            if self._left_s() <= 0:
+                return TimeoutError()
+            return CapacityError("the engine gave the request up")
+        return None
 
 
 def check_token_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 from chitu_like.core.output import FinishReason, RequestDelta, RequestTimes, TokenLogprobs
 from chitu_like.core.sampling_params import SamplingParams
@@ -16,8 +17,7 @@ from chitu_like.server.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChoiceDelta:
+class ChoiceDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What a step added to a completion.
 
     Attributes:

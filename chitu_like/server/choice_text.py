@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from chitu_like.core.output import FinishReason, RequestDelta, TokenLogprobs
 from chitu_like.core.sampling_params import SamplingParams
@@ -12,8 +13,7 @@ from chitu_like.server.detokenizer import IncrementalDetokenizer
 from chitu_like.server.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextPiece:
+class TextPiece(msgspec.Struct, frozen=True, kw_only=True):
     """What a step added to a completion.
 
     Attributes:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Sequence
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -126,7 +125,7 @@ class CompletionAnswer:
         begins = not self._has_begun[index] and bool(delta.token_ids or delta.finish_reason)
         self._has_begun[index] |= begins
         if self._scores_only:
-            delta = dataclasses.replace(
+            delta = structs.replace(
                 delta, text="", token_ids=[], logprobs=[], finish_reason=_scored(delta)
             )
         wants_prompt = wanted.prompt_logprobs is not None and begins

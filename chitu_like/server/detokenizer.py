@@ -166,11 +166,12 @@ class IncrementalDetokenizer:
     def _take(self, characters: str) -> str:
         """Add whole characters; return those, held ones included, that no stop string can eat."""
         self._num_characters += len(characters)
-        if not self._matcher.is_empty:
-            for index, character in enumerate(characters):
-                stop = self._matcher.feed(character)
-                if stop is not None and self.num_tokens >= self._min_tokens:
-                    return self._cut(self._held + characters[: index + 1], stop)
+        if self._matcher.is_empty:
+            return characters
+        for index, character in enumerate(characters):
+            stop = self._matcher.feed(character)
+            if stop is not None and self.num_tokens >= self._min_tokens:
+                return self._cut(self._held + characters[: index + 1], stop)
         characters = self._held + characters
         certain = len(characters) - self._matcher.num_held
         self._held = characters[certain:]

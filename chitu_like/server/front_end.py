@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from chitu_like.core.ending import DONE, FAILED, USER_MISTAKE
 from chitu_like.core.errors import CapacityError, ChituError, ConfigError, PeerError
+from chitu_like.core.garbage import freeze_loaded_objects
 from chitu_like.core.logging import configure_logging
 from chitu_like.engine.client import EngineClient
 from chitu_like.router.instance import Instance
@@ -157,6 +158,7 @@ class FrontEnd:
         prompts = await loop.run_in_executor(
             None, PromptMaker.load, config.tokenizer_path, config.chat_template
         )
+        freeze_loaded_objects()
         self._service.loaded(prompts)
 
     async def _take_orders(self) -> None:

@@ -55,7 +55,7 @@ class Tokenizer:
 
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
-        self._added_bytes = {
+        self._known_bytes = {
             i: self._added_token_bytes(token.content) for i, token in added.items()
         }
         vocabulary = backend.get_vocab(with_added_tokens=True)
@@ -122,10 +122,14 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Exact bytes of one token; none for an id without a piece (padding of the head)."""
-        if (added := self._added_bytes.get(token_id)) is not None:
-            return added
-        piece = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
-        return b"" if piece is None else self._spelling.to_bytes(piece)
+        content = self._known_bytes.get(token_id)
+        if content is None:
+            if not 0 <= token_id < self.vocab_size:
+                return b""
+            piece = self._backend.id_to_token(token_id)
+            content = b"" if piece is None else self._spelling.to_bytes(piece)
+            self._known_bytes[token_id] = content  # texts keep to a small part of a vocabulary
+        return content
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token marks structure (BOS, end of turn, ...) and is not text."""
