@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from chitu_like.core.output import RequestTimes
 from chitu_like.engine.messages import EngineStats
@@ -96,9 +104,10 @@ class Metrics:
         self._request_tpot = self._histogram(
             "request_time_per_output_token_seconds", "The same under its newer name", FAST_S
         )
-        self._itl = self._histogram(
-            "inter_token_latency_seconds", "Time between two outputs of a request", FAST_S
+        self._itl = _Tally(
+            "inter_token_latency_seconds", "Time between two outputs of a request", model_name
         )
+        self._registry.register(self._itl)
         self._e2e = self._histogram("e2e_request_latency_seconds", "Arrival to end")
         self._queue = self._histogram("request_queue_time_seconds", "Waiting for the first step")
         self._prefill = self._histogram("request_prefill_time_seconds", "First step to first token")
@@ -133,7 +142,7 @@ class Metrics:
 
     def next_tokens(self, itl_s: float) -> None:
         """A request got more tokens, `itl_s` after the last ones."""
-        self._itl.observe(itl_s)
+        self._itl.add(itl_s)
 
     def finished(self, request: FinishedRequest) -> None:
         """A request ended."""
@@ -159,6 +168,38 @@ class Metrics:
             f"vllm:{name}", meaning, ["model_name"], buckets=bounds, registry=self._registry
         )
         return family.labels(self._model_name)
+
+
+class _Tally(Collector):
+    """A histogram that costs little to feed, as every token of every request does.
+
+    prometheus_client's own takes two locks and looks at its buckets one by one; it was a fifth of all
+    that the front end does for a token. Belongs to one event loop, so nothing needs a lock.
+
+    Args:
+        name, meaning: of the series.
+        model_name: the label it carries.
+    """
+
+    def __init__(self, name: str, meaning: str, model_name: str) -> None:
+        self._name = name
+        self._meaning = meaning
+        self._model_name = model_name
+        self._counts = [0] * (len(FAST_S) + 1)
+        self._sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(FAST_S, seconds)] += 1
+        self._sum_s += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """The family as it is now; a bucket counts what is at most its bound."""
+        bounds = [*map(floatToGoString, FAST_S), "+Inf"]
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        family = HistogramMetricFamily(f"vllm:{self._name}", self._meaning, labels=["model_name"])
+        family.add_metric([self._model_name], buckets, self._sum_s)
+        yield family
 
 
 class _InstanceCollector(Collector):
