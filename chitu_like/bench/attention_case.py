@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from chitu_like.attention.base import (
+    AttentionBackend,
     AttentionSpec,
     ForwardBatch,
     GraphBackend,
@@ -16,7 +17,8 @@ from chitu_like.bench.op_case import Case, Setting, Work
 from chitu_like.core.errors import UnsupportedError
 
 
-def _attention_spec(at: Setting) -> AttentionSpec:
+def attention_spec(at: Setting) -> AttentionSpec:
+    """What a backend must know of the setting's model."""
     return AttentionSpec(
         num_heads=at.spec.num_heads,
         num_kv_heads=at.spec.num_kv_heads,
@@ -29,7 +31,7 @@ def _attention_spec(at: Setting) -> AttentionSpec:
 
 
 def _attention_kinds(at: Setting) -> list[str]:
-    spec = _attention_spec(at)
+    spec = attention_spec(at)
     found = []
     for name in attention_backends.names():
         backend = attention_backends.get(name)
@@ -44,9 +46,9 @@ def _attention_kinds(at: Setting) -> list[str]:
     return found
 
 
-def _attention(at: Setting, kind: str) -> Work:
-    spec = _attention_spec(at)
-    backend = attention_backends.get(kind)(spec)
+def attention_work(at: Setting, backend: AttentionBackend) -> Work:
+    """One layer's attention at a setting by a backend made for `attention_spec(at)`."""
+    spec = attention_spec(at)
     cache = _random_cache(at)
     batch = _attention_batch(at)
     batch.kv_caches[0] = cache
@@ -73,6 +75,10 @@ def _attention(at: Setting, kind: str) -> Work:
         streamed_bytes=kv_bytes,
         in_graph=in_graph,
     )
+
+
+def _attention(at: Setting, kind: str) -> Work:
+    return attention_work(at, attention_backends.get(kind)(attention_spec(at)))
 
 
 def _random_cache(at: Setting) -> LayerKVCache:

@@ -44,6 +44,7 @@ from chitu_like.core.ending import DONE, FAILED
 from chitu_like.core.errors import ConfigError, PeerError
 
 Row = TypeVar("Row")
+TABLE_WIDTH = 110
 
 
 class _Model(msgspec.Struct):
@@ -93,7 +94,7 @@ def _sweep(options: argparse.Namespace, origin: Provenance) -> int:
         print(f"{rate:g} requests/s offered, answered after {elapsed_s:.1f} s", flush=True)
         if points[-1].is_saturated:
             break
-    Console(soft_wrap=True, highlight=False).print(sweep_table(points))
+    Console(soft_wrap=True, highlight=False, width=TABLE_WIDTH).print(sweep_table(points))
     found = [point.as_json() for point in points]
     if options.json is not None:
         head = {"benchmark": "serving", "base_url": options.base_url, **asdict(origin)}
