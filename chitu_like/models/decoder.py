@@ -12,7 +12,9 @@ on a GPU a layer is [add, norm] qkv [head norms, rotation, store] attention o [a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from chitu_like.attention.base import AttentionBackend, ForwardBatch
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layers.attention import Attention
 from chitu_like.layers.embedding import LMHead, VocabParallelEmbedding
+from chitu_like.layers.fused_decode import FusedDecode, FusedLayer, LayerParts
 from chitu_like.layers.linear import QKVParallelLinear, RowParallelLinear
 from chitu_like.layers.mlp import GatedMLP
 from chitu_like.layers.norm import RMSNorm
@@ -71,15 +74,28 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:
         """X [num_tokens, hidden_size] -> the same shape."""
+        return self.o_proj(self.attend(self.qkv_proj(x), rotation, batch))
+
+    def attend(self, qkv: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:
+        """What stands between the two products.
+
+        Args:
+            qkv: [num_tokens, (num_local_heads + 2 * num_local_kv_heads) * head_dim]; may be
+                modified.
+            rotation: of the batch's positions.
+            batch: the batch.
+
+        Returns: [num_tokens, num_local_heads * head_dim].
+        """
         q = self._rope_store(
-            self.qkv_proj(x),
+            qkv,
             self.head_norms(),
             rotation,
             self._is_interleaved,
             *self.attention.cache(batch),
             batch.slot_mapping,
         )
-        return self.o_proj(self.attention(q, batch))
+        return self.attention(q, batch)
 
     def head_norms(self) -> HeadNorms | None:
         """Norms of queries and keys before they are rotated; None: none."""
@@ -132,6 +148,17 @@ class DecoderLayer(nn.Module):
         x = self.self_attn(x, rotation, batch)
         return self.mlp(self.post_attention_layernorm(x, residual))
 
+    def parts(self) -> LayerParts | None:
+        """What to make a fused layer of; None where a layer is more than these."""
+        return LayerParts(
+            input_norm=self.input_layernorm,
+            qkv_proj=self.self_attn.qkv_proj,
+            o_proj=self.self_attn.o_proj,
+            post_norm=self.post_attention_layernorm,
+            gate_up_proj=self.mlp.gate_up_proj,
+            down_proj=self.mlp.down_proj,
+        )
+
 
 class DecoderModel(Model):
     """Embedding, layers, norm and head; arguments and methods as Model's."""
@@ -158,14 +185,26 @@ class DecoderModel(Model):
         }
         self.layers = nn.ModuleDict(layers)
         self._in_order = list(layers.values())
+        self._fuse = partial(FusedDecode.build, activation=spec.hidden_act, options=options)
+        self._fused: FusedDecode | None = None
         if parallel.is_last_stage:
             self.norm = RMSNorm(hidden_size, spec.norm_eps, options)
             self.lm_head = LMHead(hidden_size, vocab_size, options)
         if is_tied_head:
             self.lm_head.tie(self.embed_tokens)
 
+    def process_after_load(self) -> None:
+        """Find out whether fused layers pay for few tokens; call once, with the final weights."""
+        parts = [parts for layer in self._in_order if (parts := layer.parts()) is not None]
+        if len(parts) == len(self._in_order):
+            self._fused = self._fuse(parts)
+
     def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:
         """See Model."""
+        if self._fused is not None:
+            fused_layers = self._fused.layers_for(len(batch.positions))
+            if fused_layers is not None:
+                return self._forward_fused(fused_layers, batch, hidden_states)
         first, *others = self._in_order
         rotation = self.rotary(batch.positions)
         if hidden_states is None:
@@ -176,6 +215,15 @@ class DecoderModel(Model):
         for layer in others:
             delta = layer(layer.input_layernorm(delta, residual), residual, rotation, batch)
         return residual.add_(delta if self._summing is None else self._summing.all_reduce(delta))
+
+    def _forward_fused(
+        self, layers: Sequence[FusedLayer], batch: ForwardBatch, hidden_states: Tensor | None
+    ) -> Tensor:
+        residual = self.embed_tokens(batch.input_ids) if hidden_states is None else hidden_states
+        rotation = self.rotary(batch.positions)
+        for fused, layer in zip(layers, self._in_order, strict=True):
+            fused(residual, partial(layer.self_attn.attend, rotation=rotation, batch=batch))
+        return residual
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """See Model."""

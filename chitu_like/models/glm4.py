@@ -53,6 +53,10 @@ class Glm4Layer(DecoderLayer):
         x = self.post_attention_layernorm(self.post_self_attn_layernorm(x), residual)
         return self.post_mlp_layernorm(self.mlp(x))
 
+    def parts(self) -> None:
+        """See DecoderLayer: there are two norms more."""
+        return None
+
 
 @register_model("Glm4ForCausalLM")
 class Glm4ForCausalLM(GlmForCausalLM):

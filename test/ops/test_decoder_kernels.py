@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 from interpreter import needs_interpreter, run_cases
+from torch import Tensor
 
 from chitu_like.ops.rope_store import HeadNorms
 from chitu_like.ops.rotary import Rotation
