@@ -7,13 +7,13 @@ import queue
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from processes import PATIENCE_S, until
 
 from chitu_like.config.load import load_config
 from chitu_like.front_end_process import FrontEndProcess
@@ -64,7 +64,7 @@ def test_a_killed_front_end_is_noticed_also_while_it_drains(
     if is_draining:
         front_end.drain()
     process.kill()
-    code, reason = ends.get(timeout=10.0)
+    code, reason = ends.get(timeout=PATIENCE_S)
     assert code == -signal.SIGKILL
     assert "-9" in reason
     assert not folder_of(front_end).exists()
@@ -76,10 +76,10 @@ def test_a_drain_while_the_model_loads_ends_the_leader_too(
 ) -> None:
     """The engine is not there to be told, and would wait for a front end for ever."""
     answer = httpx.post(
-        f"{front_end.url}/admin/drain", headers={"Authorization": "Bearer secret"}, timeout=10.0
+        f"{front_end.url}/admin/drain", headers={"Authorization": "Bearer secret"}, timeout=60.0
     )
     assert answer.status_code == 200, answer.text
-    assert ends.get(timeout=15.0)[0] == 0
+    assert ends.get(timeout=PATIENCE_S)[0] == 0
 
 
 def test_a_signal_behind_the_end_is_no_error(front_end: FrontEndProcess) -> None:
@@ -100,10 +100,7 @@ def test_a_killed_leader_leaves_no_folder(tmp_path: Path) -> None:
     leader.kill()
     leader.wait()
     leader.stdout.close()
-    deadline_s = time.monotonic() + 15.0
-    while folder.exists():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    until(lambda: not folder.exists())
 
 
 LEADER = """

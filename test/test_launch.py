@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from processes import PATIENCE_S, until_asleep
 
 from chitu_like.core.ending import LAST_WORDS_S
 from chitu_like.launch import launch
@@ -48,12 +49,24 @@ def test_ranks_of_several_nodes_are_counted_together(capfd: pytest.CaptureFixtur
     assert "as many nodes and ranks on each (--nproc_per_node) as make 8" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["infer.tp_size=3", "infer.pp_size=50"])
-def test_what_the_model_refuses_is_said_before_ranks_are_asked_for(
-    key: str, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("environ", [{}, of_two_ranks(0)], ids=["alone", "two ranks"])
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["infer.tp_size=3"], "tiny-chat: use 1, 2, 4 or 8"),
+        (["infer.pp_size=50"], "tiny-chat: use "),
+        (["infer.pp_size=2", "infer.pp_layer_partition=[1,2]"], "add up to 8"),
+        (["infer.tp_size=2", "infer.memory_utilisation=1"], "infer.memory_utilization"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line_before_ranks_are_asked_for(
+    keys: list[str], says: str, environ: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert launch([key], {}) == 2
-    assert "tiny-chat: use " in capfd.readouterr().err
+    assert launch(keys, environ) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("chitu_like: ")
+    assert said.count("\n") == 1
+    assert says in said
 
 
 def test_other_ranks_are_silent_and_do_not_end_before_rank_0_has_spoken(
@@ -110,9 +123,9 @@ def test_ctrl_c_ends_a_rank_that_waits_for_a_leader_who_never_comes(tmp_path: Pa
         try:
             assert rank.stdout is not None
             assert rank.stdout.readline() == "waiting\n"
-            time.sleep(0.5)
+            until_asleep(rank.pid)
             rank.send_signal(signal.SIGINT)
-            assert rank.wait(10.0) == -signal.SIGINT
+            assert rank.wait(PATIENCE_S) == -signal.SIGINT  # it would wait for 300 s
         finally:
             rank.kill()
 
@@ -125,7 +138,7 @@ def test_help_is_shown_however_the_service_is_started(words: list[str]) -> None:
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: chitu-like serve")

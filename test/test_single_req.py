@@ -9,7 +9,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 TINY = ("models=tiny-chat", "infer.device=cpu", "infer.num_blocks=64")
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "1")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
 
 
 def run(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -47,7 +47,7 @@ def main(address: str, secret: str, rank: int, silence_s: float) -> None:
         rank=rank,
         to_worker=Order,
         silence_s=silence_s,
-        timeout_s=10.0,
+        timeout_s=60.0,
         on_lost=lambda reason: (print("lost:", reason, flush=True), os._exit(EXIT_WHILE_COMPUTING)),
     )
     try:

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import PATIENCE_S, until
 
 from chitu_like.cluster.placement import Placement
 from chitu_like.supervisor.head import HeadSupervisor
 from chitu_like.supervisor.messages import Begin
+
+pytestmark = pytest.mark.timeout(3 * PATIENCE_S)
 
 REPO = Path(__file__).resolve().parents[2]
 FAKE_RANK = Path(__file__).with_name("fake_rank.py")
@@ -25,7 +28,7 @@ import sys
 from chitu_like.supervisor.follower import Follower
 from chitu_like.supervisor.messages import Begin
 program = (sys.executable, *sys.argv[2:])
-sys.exit(Follower(int(sys.argv[1]), silence_s=20.0, program=program).run(Begin("{}")))
+sys.exit(Follower(int(sys.argv[1]), silence_s=60.0, program=program).run(Begin("{}")))
 """
 
 
@@ -77,7 +80,7 @@ class Job:
             Placement.uniform(num_instances=2, tp_size=2, layer_partition=[1]),
             self.front_end,
             "now",
-            silence_s=20.0,
+            silence_s=60.0,
             when_ready=self.ready.set,
             program=(sys.executable, str(FAKE_RANK), str(self.run_dir)),
         )
@@ -93,7 +96,7 @@ class Job:
         player = threading.Thread(target=play, daemon=True)
         player.start()
         code = head.run(Begin("{}"))
-        player.join(10)
+        player.join(PATIENCE_S)
         assert failures == []
         return code
 
@@ -103,28 +106,18 @@ class Job:
     def all_listen(self) -> None:
         for rank in range(4):
             self.order(rank, "listen")
-        assert self.ready.wait(30)
+        assert self.ready.wait(PATIENCE_S)
 
     def process(self, rank: int) -> psutil.Process:
         return psutil.Process(int((self.run_dir / f"pid-{rank}").read_text()))
 
     def codes(self) -> list[int]:
-        return [follower.wait(20) for follower in self.followers]
+        return [follower.wait(PATIENCE_S) for follower in self.followers]
 
     def close(self) -> None:
         for follower in self.followers:
             follower.kill()
             follower.wait()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
-pytestmark = pytest.mark.timeout(40)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+from processes import PATIENCE_S
 from tiny_model import tiny_spec
 
 from chitu_like.core.errors import ChituError, ConfigError, PeerError
@@ -54,6 +55,12 @@ class FakeChannel:
         if isinstance(answer, PeerError):
             raise answer
         return answer
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_lost_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is lost here is lost before anything fails."""
+    monkeypatch.setattr("chitu_like.worker.losses.CAUSE_TIMEOUT_S", 0.01)
 
 
 def local_rank(node: Node | None = None) -> LocalRank:
@@ -155,16 +162,16 @@ def test_a_process_that_does_not_notice_a_loss_ends() -> None:
         import logging, time
         from chitu_like.worker.losses import Losses
         logging.basicConfig(format="%(message)s")
-        losses = Losses([0, 1])
+        losses = Losses([0, 1], grace_s=0.2)
         losses.doing = "at step 57"
         losses(1, "silent for 2 s")
-        time.sleep(60)
+        time.sleep(600)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 1

@@ -21,6 +21,12 @@ from chitu_like.worker.pipeline import Stage
 from chitu_like.worker.torchrun_executor import TorchrunExecutor
 
 
+@pytest.fixture(autouse=True)
+def _nobody_is_lost_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is lost here is lost before anything fails."""
+    monkeypatch.setattr("chitu_like.worker.losses.CAUSE_TIMEOUT_S", 0.01)
+
+
 class FakeChannel:
     def __init__(self, *answers: FromWorker) -> None:
         self.sent: list[ToWorker] = []
