@@ -3,14 +3,15 @@
 Between two tokens a small model computes for less time than a host needs to launch its kernels one by
 one. A recorded step is a single launch: it gathers its inputs from what the slots hold on the device
 (ops/decode_inputs.py), runs the model and leaves logits, or hidden states for the next stage, in a
-tensor of its own. Requests that fill a step up to its size sit in the row behind the slots: one token
+tensor of its own. Drawing from the logits is another, for batches that ask for no more. Requests that fill a step up to its size sit in the row behind the slots: one token
 in a block that belongs to nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from chitu_like.ops.decode_inputs import DecodeInputs, decode_inputs_op
 from chitu_like.worker.model import Model
 from chitu_like.worker.options import RunnerOptions
 from chitu_like.worker.recording import Recorder, Recording
+from chitu_like.worker.sampler import Sampled, Sampler
 from chitu_like.worker.slots import Slots
 
 
@@ -43,12 +45,38 @@ class _Step:
     Attributes:
         batch: of the padded size; its tensors are the recording's own.
         metadata: that the recorded attention reads.
-        recording: of the step.
+        model: everything up to the logits, or to the hidden states for the next stage.
+        drawing: from the logits; None where this rank draws nothing.
     """
 
     batch: ForwardBatch
     metadata: AttentionMetadata
-    recording: Recording
+    model: Recording
+    drawing: _Drawing | None
+
+
+class _Drawing:
+    """Tokens from the logits of a step.
+
+    Args:
+        draw: from the same tensors each time.
+        recorder: None where `draw` cannot be recorded, and is called.
+    """
+
+    def __init__(self, draw: Callable[[], Sampled], recorder: Recorder | None) -> None:
+        self._draw = draw
+        self._recording = None if recorder is None else recorder.record(self._run)
+
+    def replay(self) -> Sampled:
+        """Draw once more; a recording writes to the tensors that it wrote to before."""
+        if self._recording is None:
+            self._run()
+        else:
+            self._recording.replay()
+        return self._sampled
+
+    def _run(self) -> None:
+        self._sampled = self._draw()
 
 
 class DecodeSteps:
@@ -57,21 +85,19 @@ class DecodeSteps:
     Args:
         model: loaded.
         backend: the one that the model's layers call.
+        sampler: draws from the logits; None where another rank does, or another stage.
         options: of the runner.
         slots: with device_tables.
         kv_caches: of the pool, its padding block included.
         recorder: records the steps.
         sizes: numbers of requests to record, in order.
-
-    Attributes:
-        rows: [4, largest size] int32 on the device: slot, position, token id and output position of
-            each request of the step replayed last, its padding included.
     """
 
     def __init__(
         self,
         model: Model,
         backend: GraphBackend,
+        sampler: Sampler | None,
         options: RunnerOptions,
         slots: Slots,
         kv_caches: dict[int, LayerKVCache],
@@ -81,12 +107,14 @@ class DecodeSteps:
         assert slots.device_tables is not None, "recorded steps read the tables on the device"
         device, parallel = options.torch_device, options.parallel
         self._model, self._backend, self._options = model, backend, options
+        self._sampler = sampler
         self._slots, self._tables, self._kv_caches = slots, slots.device_tables.tables, kv_caches
         self._gather = decode_inputs_op.resolve(device, options.torch_dtype, options.op_impl)
         self._sizes = np.array(sizes, np.int64)
         self._padding_slot = len(slots.num_blocks)
         most = int(self._sizes[-1])
-        self.rows = torch.zeros(4, most, dtype=torch.int32, device=device)
+        # Slot, position, token id and output position of each request, the padding's included.
+        self._rows = torch.zeros(4, most, dtype=torch.int32, device=device)
         self._inputs = DecodeInputs.empty(most, self._tables.shape[1], device)
         self._received: Tensor | None = None
         width = options.spec.vocab_size if parallel.is_last_stage else options.spec.hidden_size
@@ -117,7 +145,8 @@ class DecodeSteps:
             received: [num_reqs, hidden_size] of the stage before; None on the first.
 
         Returns: logits [num_reqs, vocab_size], or on an inner stage hidden states
-            [num_reqs, hidden_size]; the caller's until the next replay.
+            [num_reqs, hidden_size]. Logits are the caller's until the next replay; hidden states are
+            still on their way to the next stage then, and so a copy.
         """
         num_reqs = batch.num_reqs
         size = self.padded(num_reqs)
@@ -126,23 +155,38 @@ class DecodeSteps:
         rows[0, num_reqs:] = self._padding_slot
         rows[:, :num_reqs] = (batch.slots, batch.num_computed, batch.token_ids, output_positions)
         host = torch.from_numpy(rows)
-        if self.rows.device.type == "cuda":
+        if self._rows.device.type == "cuda":
             host = host.pin_memory()
-        self.rows[:, :size].copy_(host, non_blocking=True)
+        self._rows[:, :size].copy_(host, non_blocking=True)
         if received is not None:
             assert self._received is not None, "the first stage receives nothing"
             self._received[:num_reqs].copy_(received)
         context_lens = (rows[1] + 1).tolist()
         self._backend.replan(step.metadata, replace(step.batch, context_lens=context_lens))
-        step.recording.replay()
-        return self._out[:num_reqs]
+        step.model.replay()
+        out = self._out[:num_reqs]
+        return out if self._options.parallel.is_last_stage else out.clone()
+
+    def draw(self, num_reqs: int) -> Sampled:
+        """Draw from the logits of the step that was replayed last, which are of a simple batch.
+
+        Returns: tensors on the device, good until the next call, but for the token ids where they
+            travel to another stage.
+        """
+        drawing = self._steps[self.padded(num_reqs)].drawing
+        assert drawing is not None, "this rank draws nothing"
+        sampled = drawing.replay()
+        token_ids = sampled.token_ids[:num_reqs]
+        if self._options.parallel.pp_size > 1:
+            token_ids = token_ids.clone()
+        return replace(sampled, token_ids=token_ids, is_unsound=sampled.is_unsound[:num_reqs])
 
     def padded(self, num_reqs: int) -> int:
         """The size of the step that computes so many requests."""
         return int(self._sizes[np.searchsorted(self._sizes, num_reqs)])
 
     def _record_all(self, recorder: Recorder) -> None:
-        self.rows[0] = self._padding_slot
+        self._rows[0] = self._padding_slot
         # The largest first: the others then fit into the memory it took.
         for size in reversed(self._sizes.tolist()):
             self._steps[size] = self._record(size, recorder)
@@ -158,7 +202,7 @@ class DecodeSteps:
             context_lens=[1] * size,
             device_context_lens=inputs.context_lens,
             num_decodes=size,
-            logits_indices=torch.arange(size, device=self.rows.device),
+            logits_indices=torch.arange(size, device=self._rows.device),
             kv_caches=self._kv_caches,
         )
         self._gather_into(inputs)
@@ -174,9 +218,28 @@ class DecodeSteps:
                 hidden_states = self._model.compute_logits(hidden_states)
             self._out[:size].copy_(hidden_states)
 
-        return _Step(batch=batch, metadata=metadata, recording=recorder.record(work))
+        return _Step(
+            batch=batch,
+            metadata=metadata,
+            model=recorder.record(work),
+            drawing=self._make_drawing(size, recorder),
+        )
+
+    def _make_drawing(self, size: int, recorder: Recorder) -> _Drawing | None:
+        if (sampler := self._sampler) is None:
+            return None
+        logits, slots = self._out[:size], self._slots
+        draw = partial(
+            sampler.draw,
+            logits,
+            self._rows[0, :size],
+            self._rows[3, :size],
+            slots.device_sampling.params,
+            slots.last_sampled,
+        )
+        return _Drawing(draw, recorder if sampler.is_capturable else None)
 
     def _gather_into(self, inputs: DecodeInputs) -> None:
-        rows = self.rows[:3, : len(inputs.input_ids)]
+        rows = self._rows[:3, : len(inputs.input_ids)]
         last_sampled, block_size = self._slots.last_sampled, self._options.block_size
         self._gather(rows, self._tables, last_sampled, block_size, inputs)

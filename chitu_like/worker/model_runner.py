@@ -26,7 +26,8 @@ Usable alone, without engine and scheduler. A prompt of three tokens and four mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -224,7 +225,14 @@ class ModelRunner:
         assert self._recorder is not None, "there is nothing to record with"
         assert isinstance(self._backend, GraphBackend), f"{self.options.attn_type} records nothing"
         self._steps = DecodeSteps(
-            self._model, self._backend, self.options, slots, pool.layers, self._recorder, sizes
+            self._model,
+            self._backend,
+            self._sampler if self.samples else None,
+            self.options,
+            slots,
+            pool.layers,
+            self._recorder,
+            sizes,
         )
 
     def execute(self, batch: ScheduledBatch) -> StepOutput:
@@ -248,9 +256,10 @@ class ModelRunner:
         self._stage.await_tokens(batch, slots)
         received = self._stage.receive(len(batch.token_ids))
         rows = SampledRows.of(batch, slots)
-        if self._steps is not None and self._steps.takes(batch):
-            computed = self._steps.replay(batch, rows.output_positions, received)
-            return self._hand_on(batch, computed, rows, {}, slots)
+        if (steps := self._steps) is not None and steps.takes(batch):
+            computed = steps.replay(batch, rows.output_positions, received)
+            draw = partial(steps.draw, batch.num_reqs) if Sampler.is_simple(rows, slots) else None
+            return self._hand_on(batch, computed, rows, {}, slots, draw)
         forward_batch = build_forward_batch(
             batch, slots, pool.layers, block_size=self.options.block_size, device=self.device
         )
@@ -272,23 +281,30 @@ class ModelRunner:
         rows: SampledRows,
         prompt_logprobs: dict[int, list[RowLogprobs]],
         slots: Slots,
+        draw: Callable[[], Sampled] | None = None,
     ) -> PendingStep:
-        """Draw tokens from logits [num_samples, vocab_size], or send hidden states to the next stage."""
+        """Draw tokens from logits [num_samples, vocab_size], or send hidden states to the next stage.
+
+        A recorded step knows a faster `draw` for simple batches.
+        """
         if not self.options.parallel.is_last_stage:
             self._stage.send(computed)
             self._stage.expect_tokens(batch)
             return PendingStep(batch.step_id, None, {}, self._warn)
-        sampled = self._sample(computed, rows, slots) if len(rows.slots) else None
+        draw = draw or partial(self._sampler.sample, computed, rows, slots)
+        sampled = self._sample(draw, rows, slots) if len(rows.slots) else None
         return PendingStep(
             batch.step_id, sampled, prompt_logprobs if self.samples else {}, self._warn
         )
 
-    def _sample(self, logits: Tensor, rows: SampledRows, slots: Slots) -> Sampled | None:
+    def _sample(
+        self, draw: Callable[[], Sampled], rows: SampledRows, slots: Slots
+    ) -> Sampled | None:
         """Draw on one rank of the stage and tell the others; None on those."""
         tp = self.options.parallel.tp
         sampled = None
         if self.samples:
-            sampled = self._sampler.sample(logits, rows, slots)
+            sampled = draw()
             token_ids = tp.broadcast(sampled.token_ids, source=0)
         else:
             drawn = torch.empty(len(rows.slots), dtype=torch.int64, device=self.device)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chitu_like.core.batch import ScheduledBatch
-from chitu_like.ops.draw import draw_tokens_op, make_sound
+from chitu_like.ops.draw import draw_tokens, draw_tokens_op, make_sound
 from chitu_like.ops.sampling import apply_penalties
 from chitu_like.ops.upload import upload
 from chitu_like.worker.logprobs import RowLogprobs, compute_logprobs
@@ -68,10 +68,14 @@ class Sampler:
     Args:
         device: of the logits.
         op_impl: kind of implementation of what draws (infer.op_impl).
+
+    Attributes:
+        is_capturable: whether `draw` may be captured in a CUDA graph: torch's own looks at the host.
     """
 
     def __init__(self, device: torch.device, op_impl: str = "auto") -> None:
         self._draw = draw_tokens_op.resolve(device, torch.float32, op_impl)
+        self.is_capturable = self._draw is not draw_tokens
 
     @staticmethod
     def is_simple(rows: SampledRows, slots: Slots) -> bool:
@@ -87,7 +91,7 @@ class Sampler:
         params: Tensor,
         last_sampled: Tensor,
     ) -> Sampled:
-        """Draw one token for each row of a simple batch; may be captured in a CUDA graph.
+        """Draw one token for each row of a simple batch.
 
         Args:
             logits: [num_rows, vocab_size], any float dtype, not modified.
@@ -114,7 +118,7 @@ class Sampler:
         """
         device = logits.device
         who, positions = upload(np.stack((rows.slots, rows.output_positions)), device)
-        params = upload(slots.sampling.draw_params, device)
+        params = slots.device_sampling.params
         if self.is_simple(rows, slots):
             return self.draw(logits, who, positions, params, slots.last_sampled)
         is_unsound = ~logits.amax(dim=-1).isfinite()

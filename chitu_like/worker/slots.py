@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch, SlotRow
+from chitu_like.worker.device_sampling import DeviceSampling
 from chitu_like.worker.device_tables import DeviceTables
 from chitu_like.worker.sampling_table import SamplingTable, has_penalty
 from chitu_like.worker.token_counts import TokenCounts
@@ -37,6 +38,7 @@ class Slots:
         prompt_lens: [max_reqs] tokens.
         sampling: columns over slots.
         device_tables: block_tables as captured steps read them; None: no step is captured.
+        device_sampling: of `sampling`, what draws tokens.
         last_sampled: [max_reqs + 1] int64 on the device, written by the sampler: SAMPLED_LAST's value.
         token_counts: of the slots with a penalty.
         prompts: prompt tokens of the slots that asked for prompt logprobs.
@@ -56,6 +58,7 @@ class Slots:
         self.num_blocks = np.zeros(max_reqs, np.int64)
         self.prompt_lens = np.zeros(max_reqs, np.int64)
         self.sampling = SamplingTable(max_reqs)
+        self.device_sampling = DeviceSampling(max_reqs, device)
         self.device_tables: DeviceTables | None = None
         if padding_block is not None:
             self.device_tables = DeviceTables(max_reqs, max_blocks, padding_block, device)
@@ -71,6 +74,8 @@ class Slots:
             ends = np.cumsum(batch.num_tokens)
             for row in batch.rows:
                 self._replace(row)
+            self.device_sampling.apply([row.slot for row in batch.rows], self.sampling)
+            for row in batch.rows:
                 index = index_of[row.slot]
                 last_position = batch.num_computed[index] + batch.num_tokens[index] - 1
                 last_token = batch.token_ids[ends[index] - 1]
