@@ -231,9 +231,10 @@ def measure(options: argparse.Namespace, *, num_workers: int, num_running: int) 
 
 def _request(index: int, num_tokens: int) -> Request:
     first = index * PROMPT_LEN  # no two prompts share a block
+    length = PROMPT_LEN - index % BLOCK_SIZE  # in every step a few begin a block, as in service
     return Request(
         request_id=f"chatcmpl-{index:032x}",
-        prompt_token_ids=[(first + i) % VOCAB_SIZE for i in range(PROMPT_LEN)],
+        prompt_token_ids=[(first + i) % VOCAB_SIZE for i in range(length)],
         params=SamplingParams(max_tokens=num_tokens, temperature=0.7, top_p=0.9),
         max_output_tokens=num_tokens,
         eos_token_ids=frozenset([0]),

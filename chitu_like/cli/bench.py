@@ -36,6 +36,10 @@ BENCHMARKS = {
         "chitu_like.bench.control",
         "what a step costs beside the model: scheduler, channel",
     ),
+    "front-end": (
+        "chitu_like.bench.front_end",
+        "what a token costs on its way to the client, and when that falls behind",
+    ),
     "cpu-transformers": (
         "chitu_like.bench.cpu_transformers",
         "the engine beside transformers on this CPU",
