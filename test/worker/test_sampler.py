@@ -12,6 +12,7 @@ from reference_sampler import reference_token
 from tiny_model import random_row, sampling_row
 
 from chitu_like.core.batch import SamplingRow, ScheduledBatch, SlotRow
+from chitu_like.worker.device_sampling import DeviceSampling
 from chitu_like.worker.sampler import Sampled, SampledRows, Sampler
 from chitu_like.worker.slots import Slots
 
@@ -71,6 +72,67 @@ def test_every_mixture_of_rows_gives_the_reference_tokens(seed: int) -> None:
     assert made.token_ids.tolist() == expected
     assert slots.last_sampled[:count].tolist() == expected
     assert not made.is_unsound.any()
+
+
+def simple_row(rng: random.Random) -> SamplingRow:
+    """Any mixture of what needs neither edited logits nor log-probabilities."""
+    return sampling_row(
+        seed=rng.getrandbits(64),
+        temperature=rng.choice([0.0, 0.3, 1.0, 3.0]),
+        top_p=rng.choice([1.0, 0.8]),
+        top_k=rng.choice([0, 5, 10**6]),
+        min_p=rng.choice([0.0, 0.05]),
+    )
+
+
+def test_the_mirror_on_the_device_draws_the_same_tokens() -> None:
+    rng = random.Random(11)
+    rows = [simple_row(rng) for _ in range(20)]
+    slots, sampled_rows = make_slots(rows, [[1, 2]] * 20, [1] * 20)
+    logits = torch.randn(20, VOCAB_SIZE) * 3
+    sampler = Sampler(CPU)
+    assert sampler.is_simple(sampled_rows, slots)
+    expected = sampler.sample(logits.clone(), sampled_rows, slots).token_ids
+    mirror = DeviceSampling(20, CPU)
+    mirror.apply(list(range(12)), slots.sampling)
+    mirror.apply([], slots.sampling)
+    mirror.apply(list(range(19, 11, -1)), slots.sampling)
+    last_sampled = torch.zeros(21, dtype=torch.int64)
+    # Padding: the row behind the slots, which is greedy.
+    who = torch.tensor([*range(20), 20, 20], dtype=torch.int32)
+    positions = torch.tensor([1] * 20 + [0, 0], dtype=torch.int32)
+    padded = torch.cat([logits, torch.zeros(2, VOCAB_SIZE)])
+    drawn = sampler.draw(padded, who, positions, mirror.params, last_sampled)
+    assert drawn.token_ids.tolist() == [*expected.tolist(), 0, 0]
+    assert last_sampled.tolist() == [*expected.tolist(), 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"repetition_penalty": 1.1},
+        {"logit_bias": [(3, 1.0)]},
+        {"min_tokens": 2, "stop_ids": [4]},
+        {"num_logprobs": 0},
+    ],
+    ids=str,
+)
+def test_who_edits_logits_or_wants_logprobs_is_not_simple(change: dict[str, object]) -> None:
+    rows = [sampling_row(temperature=1.0, top_k=3), sampling_row(**change)]
+    slots, both = make_slots(rows, [[1]] * 2, [1] * 2)
+    assert not Sampler.is_simple(both, slots)
+    first = SampledRows(slots=both.slots[:1], output_positions=both.output_positions[:1])
+    assert Sampler.is_simple(first, slots)
+
+
+def test_a_reused_slot_is_mirrored_anew() -> None:
+    slots, _ = make_slots([sampling_row(temperature=1.0, top_k=3)] * 2, [[1]] * 2, [1] * 2)
+    mirror = DeviceSampling(2, CPU)
+    mirror.apply([0, 1], slots.sampling)
+    slots.sampling.set(1, sampling_row(temperature=0.5, min_p=0.1, seed=2**64 - 1))
+    mirror.apply([1], slots.sampling)
+    assert mirror.params[:2].tolist() == slots.sampling.draw_params.tolist()
+    assert not mirror.params[2].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

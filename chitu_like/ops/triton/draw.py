@@ -32,12 +32,12 @@ from chitu_like.ops.triton.truncation import (
     LAST_KEY,
     NO_KEY,
     WEIGHT_UNITS,
+    last_kept_key,
     load_limits,
     load_tokens,
     make_sound,
     share_of,
     smallest_key_that_reaches,
-    weight_of_best,
 )
 
 _NUM_PARAMS = tl.constexpr(draw.NUM_PARAMS)
@@ -118,10 +118,11 @@ def _load_bests(values, num_tiles, TILES: tl.constexpr):
 
 @triton.jit
 def _load_total(values, bests, best, temperature, num_tiles, TILES: tl.constexpr):
-    """Weight of the whole row, relative to its best: float32."""
+    """Weight of the whole row, in units."""
     tiles = tl.arange(0, TILES)
     totals = tl.load(values + _TOTAL * num_tiles + tiles, mask=tiles < num_tiles, other=0.0)
-    return tl.sum(totals * tl.exp(-tl.div_rn(best - bests, temperature)), 0)
+    total = tl.sum(totals * tl.exp(-tl.div_rn(best - bests, temperature)), 0)
+    return (total * WEIGHT_UNITS).to(tl.int64)
 
 
 @triton.jit
@@ -137,11 +138,12 @@ def _last_candidate(
         )
     elif top_p < 1:
         total = _load_total(values, bests, best, temperature, num_tiles, TILES)
-        target = share_of((total * WEIGHT_UNITS).to(tl.int64), top_p)
+        target = share_of(total, top_p)
         last = smallest_key_that_reaches(
             target, at, ids, 0, num_tiles, best, temperature, True, TILES
         )
-        farthest = tl.log(vocab_size / ((1.0 - top_p) * total))
+        left_out = (1.0 - top_p) * (total.to(tl.float32) / WEIGHT_UNITS)
+        farthest = tl.log(vocab_size / left_out)
         farthest = tl.maximum(farthest, 0.0) + 0.01  # the total is rounded
         last = tl.minimum(last, farthest.to(tl.int32, bitcast=True))
     else:
@@ -192,38 +194,6 @@ def _sift_kernel(
 
 
 @triton.jit
-def _last_kept(
-    logits, listed, num_listed, count, best, temperature, top_k, top_p, min_p_key, total,
-    CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The key of the smallest score that is kept."""
-    last = tl.full((), LAST_KEY, tl.int32)
-    if top_k > 0:
-        last = smallest_key_that_reaches(
-            top_k.to(tl.int64), logits, listed, num_listed, count, best, temperature, False, CHUNK
-        )
-        last = tl.minimum(last, LAST_KEY)
-    if top_p < 1:
-        if top_k > 0:
-            total = weight_of_best(
-                top_k, last, logits, listed, num_listed, count, best, temperature, CHUNK
-            )  # fmt: skip
-        nucleus = smallest_key_that_reaches(
-            share_of(total, top_p),
-            logits,
-            listed,
-            num_listed,
-            count,
-            best,
-            temperature,
-            True,
-            CHUNK,
-        )
-        last = tl.minimum(last, nucleus)
-    return tl.minimum(last, min_p_key)
-
-
-@triton.jit
 def _draw_up_to(
     last, logits, listed, num_listed, count, best, temperature, key0, key1, CHUNK: tl.constexpr
 ):
@@ -261,14 +231,16 @@ def _finish_kernel(
     is_drawn = temperature > 0
     if is_drawn & ((top_k > 0) | (top_p < 1) | (min_p_key < LAST_KEY)):
         bests, best = _load_bests(values, num_tiles, TILES)
-        total = _load_total(values, bests, best, temperature, num_tiles, TILES)
+        total = tl.full((), 0, tl.int64)
+        if top_p < 1:
+            total = _load_total(values, bests, best, temperature, num_tiles, TILES)
         count = tl.load(counts + row)
         num_listed = tl.where(count <= CAPACITY, count, 0)
         count = tl.where(count <= CAPACITY, count, vocab_size)
         row_logits, listed = logits + row * row_stride, candidates + row * CAPACITY
-        last = _last_kept(
+        last = last_kept_key(
             row_logits, listed, num_listed, count, best, temperature, top_k, top_p, min_p_key,
-            (total * WEIGHT_UNITS).to(tl.int64), CHUNK,
+            total, CHUNK,
         )  # fmt: skip
         key0, key1 = noise_keys(row_params, tl.load(positions + row))
         token = _draw_up_to(

@@ -1,10 +1,9 @@
 """The noise of ops/sampling.py inside kernels.
 
 Keys, hashes and uniform numbers are the reference's integers, bit for bit. `tl.log` of float32 is the
-device library's logarithm, like torch's on CUDA, so on one device the noise is the reference's. (An
-approximate one, such as lg2.approx, would be useless near 1, where large noise comes from.) Between
-devices the last bit of a logarithm may differ, and so a token, but only where two sums of score and
-noise lie within 1e-5 of each other.
+device library's logarithm, like torch's on CUDA. (An approximate one, such as lg2.approx, would be
+useless near 1, where large noise comes from.) Libraries and devices may differ in a logarithm's last
+bit, and so in a token, but only where two sums of score and noise lie within 1e-5 of each other.
 """
 
 from __future__ import annotations
@@ -53,14 +52,19 @@ def noise_keys(row_params, position):
 
 
 @triton.jit
-def gumbel_noise(token_ids, key0, key1):
-    """Noise of each token, float32.
+def noise_bits(token_ids, key0, key1):
+    """32 bits for each token.
 
     Args:
         token_ids: int32.
         key0: of `noise_keys`.
         key1: of `noise_keys`.
     """
-    bits = _mix_with(_mix(token_ids.to(tl.uint32, bitcast=True)) ^ key0, key1)
-    uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2**-23
+    return _mix_with(_mix(token_ids.to(tl.uint32, bitcast=True)) ^ key0, key1)
+
+
+@triton.jit
+def gumbel_noise(token_ids, key0, key1):
+    """Noise of each token, float32; arguments of `noise_bits`."""
+    uniform = ((noise_bits(token_ids, key0, key1) >> 9).to(tl.float32) + 0.5) * 2.0**-23
     return -tl.log(-tl.log(uniform))

@@ -134,3 +134,38 @@ def weight_of_best(
         better += (keys < last_key).to(tl.int64)
         weight += tl.where(keys < last_key, weight_of(keys), 0)
     return tl.sum(weight, 0) + (top_k - tl.sum(better, 0)) * weight_of(last_key)
+
+
+@triton.jit
+def last_kept_key(
+    logits, listed, num_listed, count, best, temperature, top_k, top_p, min_p_key, total,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The key of the smallest score that top_k, then top_p among those, then min_p keep.
+
+    The total is the weight of the whole row, in units; the rest as in `load_limits`, `load_tokens`.
+    """
+    last = tl.full((), LAST_KEY, tl.int32)
+    if top_k > 0:
+        last = smallest_key_that_reaches(
+            top_k.to(tl.int64), logits, listed, num_listed, count, best, temperature, False, CHUNK
+        )
+        last = tl.minimum(last, LAST_KEY)
+    if top_p < 1:
+        if top_k > 0:
+            total = weight_of_best(
+                top_k, last, logits, listed, num_listed, count, best, temperature, CHUNK
+            )  # fmt: skip
+        nucleus = smallest_key_that_reaches(
+            share_of(total, top_p),
+            logits,
+            listed,
+            num_listed,
+            count,
+            best,
+            temperature,
+            True,
+            CHUNK,
+        )
+        last = tl.minimum(last, nucleus)
+    return tl.minimum(last, min_p_key)

@@ -1,0 +1,29 @@
+"""The kernels that draw tokens, compiled for sm_90; test_draw.py runs this in a process of its own."""
+
+import pytest
+import torch
+from compiled import compile_launches
+
+from chitu_like.ops.draw import NUM_PARAMS
+from chitu_like.ops.triton.draw import TILING, DrawTiling, draw_tokens
+
+TILINGS = [TILING, DrawTiling(tile=2048, chunk=4096)]
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_kernels_spill_nothing_and_round_as_the_reference_does(
+    dtype: torch.dtype, tiling: DrawTiling
+) -> None:
+    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    logits, params = empty(2, 151_936, dtype=dtype), empty(9, NUM_PARAMS, dtype=torch.int32)
+    kernels = compile_launches(
+        lambda: draw_tokens(logits, params, empty(2), empty(2), empty(9), tiling)
+    )
+    assert len(kernels) == 3
+    for kernel in kernels:
+        assert kernel.spill_bytes == 0, kernel.name
+        assert "div.rn.f32" in kernel.ptx, kernel.name
+        assert "lg2.approx" not in kernel.ptx, kernel.name

@@ -1,0 +1,52 @@
+"""Drawing tokens: a slot's row of parameters, and the Triton twin against the reference."""
+
+import math
+
+import numpy as np
+import pytest
+from interpreter import needs_interpreter, run_cases
+
+from chitu_like.ops import draw
+
+CASES = "test/ops/draw_cases.py"
+
+
+def test_a_row_holds_the_bits_of_its_parameters() -> None:
+    seed = 0xFEDCBA9876543210
+    row = draw.pack_params(seed=seed, temperature=0.7, top_k=2**31 - 1, top_p=0.9, min_p=0.05)
+    assert row.shape == (draw.NUM_PARAMS,)
+    assert row.view(np.uint32)[[draw.SEED_LOW, draw.SEED_HIGH]].tolist() == [0x76543210, 0xFEDCBA98]
+    assert row[draw.TOP_K] == 2**31 - 1
+    floats = row.view(np.float32)
+    assert floats[draw.TEMPERATURE] == np.float32(0.7)
+    assert floats[draw.TOP_P] == np.float32(0.9)
+    assert floats[draw.LOG_MIN_P] == np.log(np.float32(0.05))
+
+
+@pytest.mark.parametrize(("temperature", "held"), [(0.0, 0.0), (9e-6, 0.0), (2e-5, 2e-5)])
+def test_a_temperature_as_good_as_zero_is_greedy(temperature: float, held: float) -> None:
+    row = draw.pack_params(seed=0, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)
+    assert row.view(np.float32)[draw.TEMPERATURE] == np.float32(held)
+    assert row.view(np.float32)[draw.LOG_MIN_P] == -math.inf
+
+
+@needs_interpreter
+def test_the_kernels_draw_what_the_reference_does() -> None:
+    run_cases(CASES, "-m", "not slow and not gpu", interpreted=True)
+
+
+@needs_interpreter
+@pytest.mark.slow
+def test_the_kernels_draw_what_the_reference_does_for_every_combination() -> None:
+    run_cases(CASES, "-m", "slow and not gpu", interpreted=True)
+
+
+@pytest.mark.gpu
+def test_the_compiled_kernels_draw_what_the_reference_does() -> None:
+    run_cases(CASES, "--slow", interpreted=False)
+
+
+@needs_interpreter  # that is: a Triton that is there
+@pytest.mark.slow
+def test_the_kernels_compile_for_hopper_and_spill_nothing() -> None:
+    run_cases("test/ops/draw_compiled_cases.py", interpreted=False)
