@@ -61,7 +61,7 @@ EXTRAS = {
     # Attention backends. flash-attn compiles against the torch that is there: add
     # --no-build-isolation.
     "flash_attn": ["flash-attn>=2.7; platform_system == 'Linux'"],
-    "flashinfer": ["flashinfer-python>=0.2.6; platform_system == 'Linux'"],
+    "flashinfer": ["flashinfer-python>=0.6; platform_system == 'Linux'"],
     # FlashMLA is built from its own repository; no registry has it. The extra exists so that its
     # install line works, and the backend itself says what is missing when it is asked for.
     "flash_mla": [],

@@ -20,6 +20,8 @@ class DeviceFacts:
         num_devices: devices of this kind that this process can see; 1 for cpu.
         num_cpu_cores: cores this process may run on.
         supports_bf16: bfloat16 is computed, not only stored.
+        has_triton: Triton is installed, for a CUDA device.
+        has_flashinfer: FlashInfer is installed, and its kernels or a compiler that makes them.
     """
 
     device: DeviceType
@@ -30,3 +32,5 @@ class DeviceFacts:
     num_devices: int
     num_cpu_cores: int
     supports_bf16: bool
+    has_triton: bool = False
+    has_flashinfer: bool = False

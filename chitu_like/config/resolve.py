@@ -3,6 +3,7 @@
 How many KV blocks fit is known only after the profile run; `settle` decides what hangs on it.
 """
 
+from chitu_like.config.attention_choice import choose_attention
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.parallel import check_layout
 from chitu_like.config.preprocessed import find_preprocessed, require_dtype
@@ -80,7 +81,11 @@ class _Resolver:
                 max(MAX_QUEUED_TOKENS, 2 * max_seq_len),
                 "bounds the host memory of waiting prompts",
             ),
-            attn_type=self._name("infer.attn_type", infer.attn_type, "sdpa", f"fast on {device}"),
+            attn_type=self._name(
+                "infer.attn_type",
+                infer.attn_type,
+                *choose_attention(self.facts, self.spec.head_dim, dtype),
+            ),
             op_impl=self._op_impl(on_cpu),
             use_cuda_graph=self._use_cuda_graph(device),
             swap_space_bytes=self._swap_space_bytes(on_cpu),

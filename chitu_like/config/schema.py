@@ -15,6 +15,17 @@ from chitu_like.core.errors import ConfigError
 Dtype: TypeAlias = Literal["bfloat16", "float16", "float32"]
 DeviceType: TypeAlias = Literal["cuda", "cpu"]
 AttentionType: TypeAlias = Literal["ref", "sdpa", "triton", "flash_attn", "flashinfer", "flash_mla"]
+AttentionPair: TypeAlias = Literal[
+    "flashinfer+triton",
+    "flashinfer+flash_attn",
+    "flashinfer+xqa",
+    "flash_attn+triton",
+    "flash_attn+flashinfer",
+    "flash_attn+xqa",
+    "triton+flashinfer",
+    "triton+flash_attn",
+    "triton+xqa",
+]
 OpImpl: TypeAlias = Literal["torch", "triton", "cuda"]
 CacheType: TypeAlias = Literal["paged", "skew"]
 LoadFormat: TypeAlias = Literal["auto", "dummy", "none"]
@@ -124,7 +135,12 @@ class InferConfig(Section):
         low=1,
         high=MAX_TOKENS,
     )
-    attn_type: AttentionType | Auto = setting("auto", "attention backend")
+    attn_type: AttentionType | AttentionPair | Auto = setting(
+        "auto",
+        "attention backend; of two, the first computes prompts and the second, which may be "
+        "FlashInfer's xqa, decodes; auto: flashinfer where it is installed and serves the model, "
+        "else triton on cuda, sdpa on cpu",
+    )
     op_impl: OpImpl | Auto = setting("auto", "which twin of each op computes")
     use_cuda_graph: bool | Auto = setting("auto", "capture decode steps in CUDA graphs")
     schedule_overlap: bool = setting(True, "schedule step t+1 while step t computes")

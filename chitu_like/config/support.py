@@ -17,8 +17,8 @@ def check_supported(config: ServeConfig) -> None:
     later = (
         ("infer.ep_size", infer.ep_size, infer.ep_size == 1,
          "this version has no models with experts; use 1"),
-        ("infer.attn_type", infer.attn_type, infer.attn_type in ("auto", "ref", "sdpa", "triton"),
-         "this version does not have that backend yet; use auto, ref, sdpa or triton"),
+        ("infer.attn_type", infer.attn_type, infer.attn_type != "flash_mla",
+         "this version has no models with latent attention; use auto"),
         ("infer.op_impl", infer.op_impl, infer.op_impl != "cuda", no_kernels),
         ("infer.use_cuda_graph", infer.use_cuda_graph, infer.use_cuda_graph is not True, no_graphs),
         ("infer.kv_cache_dtype", infer.kv_cache_dtype, infer.kv_cache_dtype == "auto",

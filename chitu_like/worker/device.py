@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -117,7 +119,19 @@ def _measure_cuda(index: int) -> DeviceFacts:
         num_devices=torch.cuda.device_count(),
         num_cpu_cores=count_cores(),
         supports_bf16=torch.cuda.get_device_capability(index) >= (8, 0),
+        has_triton=importlib.util.find_spec("triton") is not None,
+        has_flashinfer=_has_flashinfer(),
     )
+
+
+def _has_flashinfer() -> bool:
+    """It is installed, and so are its kernels, or the compiler that it makes them with."""
+    if importlib.util.find_spec("flashinfer") is None:
+        return False
+    if importlib.util.find_spec("flashinfer_jit_cache") is not None:
+        return True
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    return shutil.which("nvcc") is not None or (home / "bin" / "nvcc").exists()
 
 
 def _cpu_name() -> str:

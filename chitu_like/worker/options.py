@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from chitu_like.attention.base import AttentionBackend, AttentionSpec, attention_backends
+from chitu_like.attention.composed import compose
 from chitu_like.core.errors import UnsupportedError
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.distributed.parallel_context import ParallelContext
@@ -25,7 +26,7 @@ class RunnerOptions:
         dtype: of weights, activations and KV cache: bfloat16, float16 or float32.
         device: "cpu", "cuda" or "cuda:<index>".
         max_seq_len: tokens of one request, or the most that `ModelRunner.allocate` may be told.
-        attn_type: name of the attention backend.
+        attn_type: name of the attention backend, or of two: of prompts + of decodes.
         op_impl: kind of implementation of the ops.
         use_cuda_graph: record steps of decodes; the attention backend must allow it.
         block_size: tokens a KV block.
@@ -90,18 +91,26 @@ class RunnerOptions:
             block_size=self.block_size,
             dtype=self.torch_dtype,
             device=self.torch_device,
+            max_reqs=self.max_reqs,
         )
 
 
 def make_backend(options: RunnerOptions) -> AttentionBackend:
-    """The attention backend that the options name.
+    """The attention backend that the options name, or the two, prefill first: "flashinfer+triton".
 
-    Raises: UnsupportedError if it cannot serve the model on this device, saying why.
+    Raises: UnsupportedError if one cannot serve the model on this device, saying why.
     """
-    backend = attention_backends.get(options.attn_type)
+    first, _, second = options.attn_type.partition("+")
+    backend = _named_backend(first, options)
+    return compose(backend, _named_backend(second, options)) if second else backend
+
+
+def _named_backend(name: str, options: RunnerOptions) -> AttentionBackend:
+    backend = attention_backends.get(name)
     if reason := backend.supports(options.attention_spec):
+        which = "" if name == options.attn_type else f": {name}"
         raise UnsupportedError(
-            f"infer.attn_type={options.attn_type} cannot serve this model on {options.device}: "
-            f"{reason}: use auto, or ref, which serves every model"
+            f"infer.attn_type={options.attn_type}{which} cannot serve this model on "
+            f"{options.device}: {reason}: use auto, or ref, which serves every model"
         )
     return backend(options.attention_spec)

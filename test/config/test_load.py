@@ -103,9 +103,8 @@ def test_model_names_ignore_case(name: str) -> None:
     [
         ("infer.ep_size=2", "infer.ep_size=2: this version has no models with experts; use 1"),
         (
-            "infer.attn_type=flash_attn",
-            "infer.attn_type=flash_attn: this version does not have that backend yet; "
-            "use auto, ref, sdpa or triton",
+            "infer.attn_type=flash_mla",
+            "infer.attn_type=flash_mla: this version has no models with latent attention; use auto",
         ),
         (
             "infer.op_impl=cuda",

@@ -68,6 +68,20 @@ def test_a_gpu() -> None:
     assert small_host.swap_space_bytes == GIB // 2
 
 
+def test_attention_on_a_gpu_is_what_is_installed_and_serves_the_model() -> None:
+    both = replace(H200, has_triton=True, has_flashinfer=True)
+    done = resolved(both)
+    assert (done.attn_type, reason(done, "infer.attn_type")) == ("flashinfer", "it is installed")
+    done = resolved(replace(H200, has_triton=True))
+    assert done.attn_type == "triton"
+    assert reason(done, "infer.attn_type") == "FlashInfer is not installed"
+    done = resolved(both, "dtype=float32")
+    assert done.attn_type == "triton"
+    assert reason(done, "infer.attn_type") == ("FlashInfer does not serve heads of 128 in float32")
+    assert resolved(H200).attn_type == "sdpa"
+    assert resolved(both, "infer.attn_type=flashinfer+xqa").attn_type == "flashinfer+xqa"
+
+
 def test_triton_ops_are_refused_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match=r"infer\.op_impl=triton: needs a CUDA device"):
         resolved(CPU, "infer.op_impl=triton")

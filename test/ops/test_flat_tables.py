@@ -1,8 +1,8 @@
 """Block tables as compressed rows, by the reference and by its twin."""
 
 import pytest
-from ops.flat_tables_cases import SHAPES, check
 from interpreter import needs_interpreter, run_cases
+from ops.flat_tables_cases import SHAPES, check
 
 from chitu_like.ops.flat_tables import flatten_tables
 
