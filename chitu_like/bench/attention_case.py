@@ -16,6 +16,8 @@ from chitu_like.bench.device_timing import Call
 from chitu_like.bench.op_case import Case, Setting, Work
 from chitu_like.core.errors import UnsupportedError
 
+DECODE_ONLY = ("xqa",)
+
 
 def attention_spec(at: Setting) -> AttentionSpec:
     """What a backend must know of the setting's model."""
@@ -27,6 +29,7 @@ def attention_spec(at: Setting) -> AttentionSpec:
         block_size=at.block_size,
         dtype=at.dtype,
         device=at.device,
+        max_reqs=at.num_reqs,
     )
 
 
@@ -36,7 +39,8 @@ def _attention_kinds(at: Setting) -> list[str]:
     for name in attention_backends.names():
         backend = attention_backends.get(name)
         is_slow = name == "ref" and at.device.type == "cuda"  # a loop over requests
-        if is_slow or backend.supports(spec) is not None:
+        is_other_phase = name in DECODE_ONLY and not at.is_decode
+        if is_slow or is_other_phase or backend.supports(spec) is not None:
             continue
         try:
             backend(spec)

@@ -26,7 +26,7 @@ from chitu_like.bench.result_files import write_json
 from chitu_like.bench.roof import Roof, measure_roof
 from chitu_like.cli.command_line import Parser, positive_int, positive_ints
 from chitu_like.config.load import load_config
-from chitu_like.core.ending import DONE
+from chitu_like.core.ending import DONE, FAILED
 from chitu_like.core.errors import ConfigError
 from chitu_like.model_files import read_model_files
 from chitu_like.worker.device import device_facts
@@ -106,20 +106,23 @@ def run(prog: str, arguments: Sequence[str]) -> int:
         f"{roof.matmul_flops_per_s / 1e12:.2f} TFLOP/s in bfloat16 (measured now)"
     )
     rows: list[OpRow] = []
+    failures: list[str] = []
     sweep = _sweep_of(options, DEFAULTS[device.type])
     for model in sweep.models:
         found = [
-            row
+            row_or_failure(case, kind, at, roof)
             for at in settings(model, sweep, device, dtype, options.block_size)
-            for case in cases
-            for row in measure(case, at, options.impl, roof)
+            for case, kind in wanted(cases, at, options.impl)
         ]
-        console.print(_table(model, found))
-        rows += found
+        failures += [failure for failure in found if isinstance(failure, str)]
+        rows += [row for row in found if isinstance(row, OpRow)]
+        console.print(_table(model, [row for row in rows if row.model == model]))
+    for failure in failures:
+        console.print(f"FAILED: {failure:.300}", markup=False)
     if options.json is not None:
         origin = {**asdict(provenance(prog, arguments, facts)), "roof": asdict(roof)}
         write_json(options.json, {"benchmark": "ops", **origin, "rows": [asdict(r) for r in rows]})
-    return DONE
+    return FAILED if failures else DONE
 
 
 def select_cases(patterns: Sequence[str]) -> list[Case]:
@@ -157,26 +160,35 @@ def settings(
         )
 
 
-def measure(case: Case, at: Setting, kinds: Sequence[str], roof: Roof) -> Iterator[OpRow]:
-    """Time a case by each of its implementations.
+def wanted(cases: Sequence[Case], at: Setting, kinds: Sequence[str]) -> Iterator[tuple[Case, str]]:
+    """What is to be timed at a point, and by which implementation.
 
     Args:
-        case: what to time.
+        cases: of the sweep.
         at: the point.
         kinds: only these implementations; empty: all.
-        roof: of the device.
     """
-    if case.needs_context:
-        kv_bytes = at.spec.kv_bytes_per_token(at.dtype.itemsize) // at.spec.num_layers
-        is_wanted = at.num_reqs * at.context * kv_bytes <= MAX_KV_BYTES
-    else:
-        is_wanted = at.is_first_context  # elsewhere it is the same work again
-    for kind in case.kinds(at) if is_wanted else ():
-        if not kinds or kind in kinds:
-            yield _time(case, kind, at, roof)
+    for case in cases:
+        if case.needs_context:
+            kv_bytes = at.spec.kv_bytes_per_token(at.dtype.itemsize) // at.spec.num_layers
+            is_wanted = at.num_reqs * at.context * kv_bytes <= MAX_KV_BYTES
+        else:
+            is_wanted = at.is_first_context  # elsewhere it is the same work again
+        for kind in case.kinds(at) if is_wanted else ():
+            if not kinds or kind in kinds:
+                yield case, kind
 
 
-def _time(case: Case, kind: str, at: Setting, roof: Roof) -> OpRow:
+def row_or_failure(case: Case, kind: str, at: Setting, roof: Roof) -> OpRow | str:
+    """What `time_case` finds, or why it fails: one kernel must not cost all others their rows."""
+    try:
+        return time_case(case, kind, at, roof)
+    except Exception as error:
+        return f"{case.name} by {kind}, {at.num_tokens} tokens: {error!r}"
+
+
+def time_case(case: Case, kind: str, at: Setting, roof: Roof) -> OpRow:
+    """Time a case by one implementation at one point."""
     work = case.make(at, kind)
     calls = [work.fresh() for _ in range(num_sets(work.streamed_bytes, at.device))]
     seconds = seconds_per_call(calls, at.device, in_graph=work.in_graph)

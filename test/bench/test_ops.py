@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chitu_like.bench import device_timing
-from chitu_like.bench.op_case import Setting
+from chitu_like.bench.op_case import Case, Setting, Work
 from chitu_like.bench.op_cases import CASES
 from chitu_like.bench.ops import DEFAULTS, Sweep, run, select_cases, settings
 from chitu_like.bench.roof import Roof
@@ -121,3 +121,20 @@ def test_a_run_writes_what_was_asked_for(
 def test_an_unknown_op_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_reporting("x", lambda: run("x", ["--op", "rms_nrom"])) == 2
     assert "rms_norm" in capsys.readouterr().err
+
+
+def test_an_implementation_that_fails_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(at: Setting, kind: str) -> Work:
+        raise RuntimeError("no such kernel image")
+
+    broken = Case(name="broken", kinds=lambda at: ["torch"], make=breaks)
+    monkeypatch.setattr("chitu_like.bench.ops.CASES", (broken, *select_cases(["rms_norm"])))
+    monkeypatch.setitem(DEFAULTS, "cpu", SWEEP)
+    monkeypatch.setattr("chitu_like.bench.roof.READ_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr("chitu_like.bench.roof.MATMUL_SIZE", {"cpu": 64})
+    assert run("benchmark_ops.py", ["--device", "cpu"]) == 1
+    printed = capsys.readouterr().out
+    assert "rms_norm" in printed
+    assert "FAILED: broken by torch" in printed
