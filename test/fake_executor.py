@@ -118,6 +118,9 @@ class FakeExecutor:
         block = self._tables[slot][position // self.block_size]
         return self._device[block][position % self.block_size]
 
+    def wait(self, timeout_s: float) -> bool:
+        return True
+
     def collect(self) -> StepOutput:
         output = self._outputs.popleft()
         if output.step_id == self.fails_at_step:

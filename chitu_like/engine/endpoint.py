@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 """No honest message comes near: a prompt of a million tokens takes five megabytes."""
+ASK_S = 0.001
+"""How often the engine looks for newcomers while a pipeline has room for them."""
 
 
 class EngineEndpoint:
@@ -119,7 +121,7 @@ def serve(engine: Engine, endpoint: EngineEndpoint) -> None:
     """
     try:
         while _take_messages(engine, endpoint):
-            if engine.has_requests:
+            if engine.has_requests and engine.is_due(ASK_S):
                 deltas = engine.step()
                 endpoint.send(StepMessage(deltas, engine.stats()))
     except Exception as error:

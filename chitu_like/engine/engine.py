@@ -83,17 +83,22 @@ class Engine:
             Exception: whatever broke the executor; the engine cannot go on.
         """
         deltas, self._refused = self._refused, []
-        while len(self._in_flight) < self._executor.max_in_flight:
-            batch = self._scheduler.schedule(self._clock())
-            if batch is None:
-                break
-            self._executor.submit(batch)
-            self._in_flight.append(batch)
+        self._fill()
         if self._in_flight:
             output = self._executor.collect()
             deltas += self._scheduler.update(self._in_flight.popleft(), output, self._clock())
         self._num_output_tokens += sum(len(delta.token_ids) for delta in deltas)
         return deltas
+
+    def is_due(self, timeout_s: float) -> bool:
+        """Keep the executor full, and say whether to `step` now.
+
+        False: the executor has room, and its oldest batch was not through within `timeout_s`. A
+        request that comes now can be started beside it: take in what came, then ask again.
+        """
+        self._fill()
+        has_room = 0 < len(self._in_flight) < self._executor.max_in_flight
+        return not has_room or bool(self._refused) or self._executor.wait(timeout_s)
 
     def stats(self) -> EngineStats:
         """Gauges and totals now."""
@@ -113,6 +118,15 @@ class Engine:
     def shutdown(self) -> None:
         """Stop the executor; open requests are dropped."""
         self._executor.shutdown()
+
+    def _fill(self) -> None:
+        """Submit batches while the executor has room and something can be computed."""
+        while len(self._in_flight) < self._executor.max_in_flight:
+            batch = self._scheduler.schedule(self._clock())
+            if batch is None:
+                return
+            self._executor.submit(batch)
+            self._in_flight.append(batch)
 
     def _request(self, message: AddRequest) -> Request:
         """The scheduler's record of a message, checked against what the instance can hold."""

@@ -29,6 +29,17 @@ class Executor(Protocol):
         """Send a batch. Must not be called with max_in_flight batches in flight."""
         ...
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether to `collect` now, after waiting for the oldest batch up to `timeout_s`.
+
+        False: it is not through, and what is submitted meanwhile can start before it is, as in the
+        first stages of a pipeline. One stage computes batch after batch, so there it is always true.
+
+        Raises:
+            PeerError: as `collect`.
+        """
+        ...
+
     def collect(self) -> StepOutput:
         """Wait for the oldest batch in flight and take its output.
 

@@ -10,7 +10,7 @@ from chitu_like.core.output import StepOutput
 from chitu_like.worker.executor import LocalExecutor
 from chitu_like.worker.local_rank import LocalRank
 from chitu_like.worker.losses import Channel, Losses
-from chitu_like.worker.messages import Execute, Executed, Failed, Stop
+from chitu_like.worker.messages import Execute, Executed, Failed, FromWorker, Stop
 
 STOP_TIMEOUT_S = 5.0
 """A worker that was told to stop has only its groups to drop."""
@@ -35,6 +35,7 @@ class TorchrunExecutor:
         self._local = LocalExecutor(own.runner, max_in_flight=self._max_in_flight)
         self._is_sampled_here = own.runner.samples
         self._step_ids: deque[int] = deque()
+        self._arrived: tuple[int, FromWorker] | None = None
         self._is_shut_down = False
         losses.doing = "idle before the first step"
 
@@ -51,6 +52,17 @@ class TorchrunExecutor:
         with self._losses.explained():
             self._channel.send(Execute(batch))
             self._local.submit(batch)
+
+    def wait(self, timeout_s: float) -> bool:
+        """See Executor. Raises: as `collect`."""
+        if self._is_sampled_here or self._arrived is not None:
+            return True
+        with self._losses.explained():
+            try:
+                self._arrived = self._channel.receive(timeout_s)
+            except TimeoutError:
+                return False
+        return True
 
     def collect(self) -> StepOutput:
         """See Executor.
@@ -89,7 +101,8 @@ class TorchrunExecutor:
 
     def _receive(self) -> StepOutput:
         """The output of the rank that samples."""
-        rank, message = self._channel.receive()
+        rank, message = self._arrived or self._channel.receive()
+        self._arrived = None
         if isinstance(message, Failed):
             raise self._losses.failure(rank, message)
         if not isinstance(message, Executed):

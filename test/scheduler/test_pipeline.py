@@ -43,6 +43,12 @@ class PipelinedExecutor(FakeExecutor):
             now = start + seconds
             spans.append((start, now))
 
+    def wait(self, timeout_s: float) -> bool:
+        """As a leader whose last stage is elsewhere: turn the clock until the batch leaves it."""
+        left_s = self.spans[-1][self._outputs[0].step_id][1] - self._clock[0]
+        self._clock[0] += min(timeout_s, max(left_s, 0.0))
+        return left_s <= timeout_s
+
     def collect(self) -> StepOutput:
         output = super().collect()
         self._clock[0] = max(self._clock[0], self.spans[-1][output.step_id][1]) + self._host_s
@@ -200,3 +206,22 @@ def test_the_fake_notices_a_token_that_is_used_before_it_can_have_arrived():
     rig.add("a", [1, 2])
     with pytest.raises(AssertionError, match="used too early"):
         rig.step()
+
+
+@pytest.mark.parametrize("num_stages", [2, 4])
+def test_a_newcomer_enters_the_pipeline_while_a_lonely_batch_is_further_down(num_stages):
+    """It need not wait until the batch before it has left the last stage."""
+    rig = pipelined_rig(num_stages, overlap=True)
+    rig.add("old", [1, 2], max_tokens=30)
+    while len(rig.executor.batches) < 5:
+        if rig.engine.is_due(0.01):
+            rig.step_without_clock()
+    assert len(rig.engine._in_flight) == 1  # its next token is on the way through the stages
+    arrival_s = rig.clock[0]
+    rig.add("new", [3, 4], max_tokens=1)
+    while "new" not in rig.ends:
+        if rig.engine.is_due(0.01):
+            rig.step_without_clock()
+    alone_s = BATCH_S + 2 * TOKEN_S
+    assert rig.clock[0] - arrival_s < alone_s + 1.5 * BATCH_S / num_stages
+    assert rig.tokens["new"] == expected_output([3, 4], 1)

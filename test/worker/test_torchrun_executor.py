@@ -125,6 +125,24 @@ def test_the_output_is_that_of_the_last_stage(overlap: bool) -> None:
     executor.shutdown()
 
 
+def test_only_a_pipeline_is_asked_whether_its_batch_is_through() -> None:
+    """One stage is not: nothing could start before its batch ends."""
+    outputs = [StepOutput(i, [10 + i]) for i in range(2)]
+    executor, channel, *_ = executor_of(first_stage())
+    for batch in batches(2):
+        executor.submit(batch)
+    assert not executor.wait(0.0)
+    channel.answers += map(Executed, outputs)
+    assert executor.wait(0.0)
+    assert executor.wait(0.0)  # asking twice loses nothing
+    assert [executor.collect(), executor.collect()] == outputs
+    executor.shutdown()
+    alone, *_ = executor_of(tiny_runner())
+    alone.submit(batches(1)[0])
+    assert alone.wait(0.0)
+    alone.shutdown()
+
+
 def test_what_is_in_flight_is_computed_by_all_before_they_stop() -> None:
     executor, channel, *_ = executor_of(tiny_runner())
     executor.submit(batches(1)[0])
