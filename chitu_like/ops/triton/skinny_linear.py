@@ -13,7 +13,8 @@ The programs of a split leave their sums in `partials`. The one that comes last 
 order of the splits, so that equal inputs give equal bits, and clears the counter for the next call.
 
 The norm in front, x / rms(x) * g, needs no pass of its own: W (x g) is divided by rms(x) at the end,
-and the squares are added up beside the products, by every program for itself.
+and the squares are added up beside the products, by every program for itself. On tensor cores x g is
+rounded to the dtype before the division: in float16 it must stay below 65504.
 
 With programmatic dependent launch the kernel starts while the one before still runs. W depends on
 nothing: its first PREFETCH columns are asked into L2 before the wait for x.
