@@ -28,8 +28,9 @@ from chitu_like.bench.offline_workload import run_workload, workload_table
 from chitu_like.bench.provenance import provenance
 from chitu_like.bench.result_files import write_json
 from chitu_like.bench.roof import measure_roof
+from chitu_like.bench.serving_report import check_plotting
 from chitu_like.bench.suite import Figure, Suite, SuiteRun
-from chitu_like.bench.suite_report import check_parts, read_peer, suite_table
+from chitu_like.bench.suite_report import check_parts, plot_suite, read_peer, suite_table
 from chitu_like.cli.command_line import Parser, positive_int, positive_ints
 from chitu_like.config.device_facts import DeviceFacts
 from chitu_like.config.load import load_config
@@ -83,6 +84,8 @@ def _suite(
     overrides: Sequence[str], facts: DeviceFacts, options: argparse.Namespace, console: Console
 ) -> Mapping[str, object]:
     check_parts(options.parts)
+    if options.plot is not None:
+        check_plotting()
     peer = None if options.peer is None else read_peer(options.peer)
     floor = _floor_of(overrides, facts)
     figures: list[Figure] = []
@@ -101,6 +104,8 @@ def _suite(
                 console.print(f"{figure.name} {figure.value:.3f}", highlight=False)
                 figures.append(figure)
     console.print(suite_table(figures, peer))
+    if options.plot is not None:
+        plot_suite(options.plot, figures, peer)
     return {
         "roof": asdict(floor.roof),
         "figures": {figure.name: figure.value for figure in figures},
@@ -159,6 +164,7 @@ def _parser(prog: str) -> Parser:
     suite.add_argument(
         "--peer", type=Path, metavar="FILE", help="JSON of another engine's figures, shown beside"
     )
+    suite.add_argument("--plot", type=Path, metavar="FILE", help="a picture (extra: plot)")
     parser.add_overrides()
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from chitu_like.bench.suite import Figure
 from chitu_like.core.errors import ConfigError
 
 PARTS = ("steps", "forwards", "nano")
+PLOTTED = (
+    (re.compile(r"tpot(\d+)_ms"), "decode step, ms"),
+    (re.compile(r"prefill(\d+)_tok_s"), "prefill, tokens/s"),
+)
 
 
 def check_parts(parts: Sequence[str]) -> None:
@@ -43,6 +48,43 @@ def suite_table(figures: Sequence[Figure], peer: tuple[str, Mapping[str, float]]
             cells += [_number(other), _ratio(figure, other)]
         table.add_row(figure.name, *cells)
     return table
+
+
+def plot_suite(
+    path: Path, figures: Sequence[Figure], peer: tuple[str, Mapping[str, float]] | None
+) -> None:
+    """Draw decode step and prefill over the batch: this engine, the floor, the peer.
+
+    Args:
+        path: written; .png, .svg or .pdf.
+        figures: of this engine.
+        peer: another engine's name and figures; None: no line.
+
+    Raises: ConfigError if the file cannot be written.
+    """
+    from matplotlib.figure import Figure as Picture  # an extra: "plot"
+
+    picture = Picture(figsize=(10, 4), layout="constrained")
+    axes = picture.subplots(1, 2)
+    for axis, (pattern, label) in zip(axes, PLOTTED, strict=True):
+        found = [(match, one) for one in figures if (match := pattern.fullmatch(one.name))]
+        batches = [int(match[1]) for match, _ in found]
+        lines: dict[str, list[float | None]] = {
+            "this engine": [one.value for _, one in found],
+            "floor": [one.floor for _, one in found],
+        }
+        if peer is not None:
+            lines[peer[0]] = [peer[1].get(one.name) for _, one in found]
+        for name, values in lines.items():
+            known = [(x, y) for x, y in zip(batches, values, strict=True) if y is not None]
+            style = "--k" if name == "floor" else "-o"
+            axis.plot([x for x, _ in known], [y for _, y in known], style, label=name)
+        axis.set(xlabel="batch", ylabel=label, xscale="log", ylim=(0, None))
+        axis.legend()
+    try:
+        picture.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--plot {path} cannot be written: {error}") from None
 
 
 def _ratio(figure: Figure, other: float | None) -> str:

@@ -136,15 +136,18 @@ def test_a_file_without_figures_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_run_writes_figures_that_another_run_can_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("matplotlib", reason="extra: plot")
     monkeypatch.setattr("chitu_like.bench.offline.Suite", lambda batches: SMALL)
     monkeypatch.setattr("chitu_like.bench.roof.READ_BYTES", {"cpu": 1 << 20})
     monkeypatch.setattr("chitu_like.bench.roof.MATMUL_SIZE", {"cpu": 64})
     path = tmp_path / "ours.json"
     command = ["suite", "--batches", "1,2", "--json", str(path), "models=tiny-chat"]
+    command += ["--plot", str(tmp_path / "suite.png")]
     command += ["infer.device=cpu", "infer.num_blocks=64", "infer.max_reqs=4"]
     assert run("offline", [*command, "infer.max_seq_len=64"]) == 0
     name, figures = read_peer(path)
     assert name == "chitu_like"
+    assert (tmp_path / "suite.png").read_bytes().startswith(b"\x89PNG")
     assert set(figures) == set(figures_of(SMALL))
     assert all(value > 0 for name, value in figures.items() if "prefill" in name)
     assert "of floor" in capsys.readouterr().out
