@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import PATIENCE_S, until
 
 from chitu_like import local_ranks
 from chitu_like.cli import main, serve
@@ -21,7 +21,6 @@ from chitu_like.core.errors import ConfigError
 from chitu_like.local_ranks import check_devices
 
 REPO = Path(__file__).resolve().parents[1]
-TIMEOUT_S = 120.0  # torch alone takes many seconds to import on a busy machine
 
 RANK = """
 import os, signal, sys, time
@@ -85,17 +84,19 @@ class Ranks:
         return file.read_text().split() if file.exists() else []
 
     def wait_for(self, word: str) -> None:
-        deadline_s = time.monotonic() + TIMEOUT_S
-        while not all(word in self.words(rank) for rank in range(2)):
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline_s, "waited in vain"
-            time.sleep(0.05)
+        until(
+            lambda: (
+                self.process.poll() is not None
+                or all(word in self.words(rank) for rank in range(2))
+            )
+        )
+        assert self.process.poll() is None, self.process.communicate()
 
     def end(self) -> tuple[int, str]:
         """Exit code and standard error, once it and all below it have ended and left nothing."""
         below = psutil.Process(self.process.pid).children(recursive=True)
-        _, error = self.process.communicate(timeout=TIMEOUT_S)
-        _, alive = psutil.wait_procs(below, timeout=10)
+        _, error = self.process.communicate(timeout=PATIENCE_S)
+        _, alive = psutil.wait_procs(below, timeout=PATIENCE_S)
         assert not alive
         assert not [*self.temporary.iterdir()]
         return self.process.returncode, error

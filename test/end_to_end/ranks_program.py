@@ -21,6 +21,7 @@ _BASE = {"max_tokens": NUM_TOKENS, "ignore_eos": True}
 ASKED = {
     "greedy": SamplingParams(temperature=0.0, **_BASE),
     "sampled": SamplingParams(temperature=0.9, top_p=0.95, top_k=50, seed=1234, **_BASE),
+    "logprobs": SamplingParams(temperature=0.0, logprobs=3, prompt_logprobs=2, **_BASE),
     "penalised": SamplingParams(
         temperature=0.7,
         repetition_penalty=1.3,
@@ -32,7 +33,6 @@ ASKED = {
         seed=7,
         **_BASE,
     ),
-    "logprobs": SamplingParams(temperature=0.0, logprobs=3, prompt_logprobs=2, **_BASE),
 }
 
 
@@ -52,10 +52,15 @@ class Result(TypedDict):
 
 
 def run(keys: Sequence[str], prompts: list[list[int]], asked: Sequence[str]) -> Result:
-    """Ask in all these ways, all prompts in one batch; the first way again, from the cache."""
+    """Ask every prompt in all these ways at once; in the last again, from the cache."""
     with LLM(*keys, progress=False) as llm:
-        answers = {name: _answers(llm.generate(prompts, ASKED[name])) for name in asked}
-        answers["again"] = _answers(llm.generate(prompts, ASKED[asked[0]]))
+        questions = [prompt for _ in asked for prompt in prompts]
+        ways = [ASKED[name] for name in asked for _ in prompts]
+        each = _answers(llm.generate(questions, ways))
+        answers = {
+            name: each[i * len(prompts) : (i + 1) * len(prompts)] for i, name in enumerate(asked)
+        }
+        answers["again"] = _answers(llm.generate(prompts, ASKED[asked[-1]]))
         stats = llm.stats()
     assert stats.num_running == stats.num_waiting == 0
     assert stats.kv_usage == 0.0

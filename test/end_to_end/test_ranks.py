@@ -1,27 +1,29 @@
 """The tokens of one rank, on however many ranks and in whatever layout the model is computed.
 
-torchrun is spawned once a layout; every setting is an LLM of its own in it.
+torchrun is spawned once a layout; every setting, and every family, is an LLM of its own in it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 from end_to_end.ranks_program import ASKED, Result, run
 from models.families import FAMILIES, PARALLEL_SIZES, VOCAB_SIZE, twin_of
+from processes import PATIENCE_S
 
 REPO = Path(__file__).resolve().parents[2]
 TEST = REPO / "test"
-TIMEOUT_S = 250.0
+TIMEOUT_S = 5 * PATIENCE_S  # for all that is computed in one layout
 EVERYTHING = tuple(ASKED)
 BASE = ("infer.device=cpu", "dtype=float32", "infer.max_seq_len=64")
 LAYOUTS = {
@@ -45,6 +47,10 @@ SETTINGS = {
     "preempted by swapping": (*SMALL_POOL, "infer.swap_space_gib=0.01"),
     "blocks of 4": ("infer.block_size=4", "infer.num_blocks=512"),
 }
+# Many steps of few tokens: the ways with most to keep between steps ("logprobs" is greedy).
+FEW_WAYS = ("logprobs", "penalised")
+ASKED_OF = {name: FEW_WAYS if name == "chunks of 3" else EVERYTHING for name in SETTINGS}
+FAMILIES_ASKED = ("sampled",)
 
 
 def prompts(vocab_size: int, seed: int = 5) -> list[list[int]]:
@@ -86,7 +92,8 @@ def under_torchrun(num_ranks: int, job: list[dict[str, object]], folder: Path) -
 
 
 def compare(found: Result, truth: Result, name: str) -> None:
-    for asked, answers in truth["answers"].items():
+    for asked in found["answers"]:
+        answers = truth["answers"][asked]
         tokens = [answer["tokens"] for answer in found["answers"][asked]]
         assert tokens == [answer["tokens"] for answer in answers], (name, asked)
         for answer, true in zip(found["answers"][asked], answers, strict=True):
@@ -132,21 +139,6 @@ def test_two_ranks_give_the_tokens_of_one(tmp_path: Path) -> None:
     assert found["prefix_cache_hits"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_no_setting_changes_a_token_in_any_layout(
-    layout: str, llama: tuple[str, ...], truth: Result, tmp_path: Path
-) -> None:
-    job = [
-        job_item([*llama, *keys, *LAYOUTS[layout]], prompts(VOCAB_SIZE))
-        for keys in SETTINGS.values()
-    ]
-    results = under_torchrun(NUM_RANKS[layout], job, tmp_path)
-    for name, found in zip(SETTINGS, results, strict=True):
-        compare(found, truth, name)
-        assert (found["num_preemptions"] > 0) == name.startswith("preempted")
-
-
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], Result]]:
     """Of each dense family: the keys that choose it, and the truth."""
@@ -154,20 +146,64 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[s
     for name in FAMILIES:
         folder = tmp_path_factory.mktemp(name)
         keys = [*save_family(name, folder), "infer.num_blocks=64"]
-        found[name] = (keys, run(keys, prompts(VOCAB_SIZE)[:3], ["sampled"]))
+        found[name] = (keys, run(keys, prompts(VOCAB_SIZE)[:3], FAMILIES_ASKED))
     return found
 
 
+Found = tuple[dict[str, Result], dict[str, Result]]
+
+
+@pytest.fixture(scope="module")
+def found_in(
+    llama: tuple[str, ...],
+    families: dict[str, tuple[list[str], Result]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Found]:
+    """What is found in a layout: by setting, and by family."""
+
+    @functools.cache
+    def found_in(layout: str) -> Found:
+        asked = prompts(VOCAB_SIZE)
+        job = [
+            job_item([*llama, *keys, *LAYOUTS[layout]], asked, ASKED_OF[name])
+            for name, keys in SETTINGS.items()
+        ]
+        job += [
+            job_item([*keys, *LAYOUTS[layout]], asked[:3], FAMILIES_ASKED)
+            for keys, _ in families.values()
+        ]
+        results = under_torchrun(NUM_RANKS[layout], job, tmp_path_factory.mktemp("job"))
+        return (
+            dict(zip(SETTINGS, results[: len(SETTINGS)], strict=True)),
+            dict(zip(families, results[len(SETTINGS) :], strict=True)),
+        )
+
+    return found_in
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_setting_changes_a_token_in_any_layout(
+    layout: str, truth: Result, found_in: Callable[[str], Found]
+) -> None:
+    by_setting, _ = found_in(layout)
+    for name, found in by_setting.items():
+        compare(found, truth, name)
+        assert (found["num_preemptions"] > 0) == name.startswith("preempted")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_dense_family_gives_the_tokens_of_one_rank(
-    layout: str, families: dict[str, tuple[list[str], Result]], tmp_path: Path
+    layout: str,
+    families: dict[str, tuple[list[str], Result]],
+    found_in: Callable[[str], Found],
 ) -> None:
-    asked = prompts(VOCAB_SIZE)[:3]
-    job = [job_item([*keys, *LAYOUTS[layout]], asked, ["sampled"]) for keys, _ in families.values()]
-    results = under_torchrun(NUM_RANKS[layout], job, tmp_path)
-    for found, (name, (_, truth)) in zip(results, families.items(), strict=True):
-        compare(found, truth, name)
+    _, by_family = found_in(layout)
+    for name, found in by_family.items():
+        compare(found, families[name][1], name)
 
 
 @pytest.mark.multi_gpu(count=2)

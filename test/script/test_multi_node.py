@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import PATIENCE_S, until
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = REPO / "script"
 PROGRAMS = Path(__file__).with_name("programs")
-TIMEOUT_S = 60.0
 AWKWARD = [
     "a b",
     "new\nline",
@@ -63,9 +63,9 @@ class Launch:
 
     def end(self) -> tuple[int, str, str]:
         """Exit code, standard output and error; nothing that ran may be left."""
-        out, err = self.process.communicate(timeout=TIMEOUT_S)
+        out, err = self.process.communicate(timeout=PATIENCE_S)
         self.torchruns()
-        until(lambda: not any(is_alive(pid) for pid in self.pids), 10.0)
+        until(lambda: not any(is_alive(pid) for pid in self.pids))
         return self.process.returncode, out, err
 
 
@@ -74,13 +74,6 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def until(condition: object, timeout_s: float = TIMEOUT_S) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)
 
 
 class Cluster:
@@ -123,7 +116,7 @@ class Cluster:
                 process.kill()
         for launch in self.launches:
             launch.process.kill()
-            launch.process.communicate(timeout=10.0)
+            launch.process.communicate(timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -357,7 +350,7 @@ def test_a_second_ctrl_c_kills_what_does_not_stop(cluster: Cluster) -> None:
     launch.process.send_signal(signal.SIGINT)
     started_s = time.monotonic()
     assert launch.end()[0] == 130
-    assert time.monotonic() - started_s < 10.0
+    assert time.monotonic() - started_s < 30.0  # torchrun has 35 s to stop by itself
 
 
 @pytest.mark.parametrize("does", ["drain", "ignore"])
@@ -379,12 +372,12 @@ def test_a_node_that_hears_nothing_ends(cluster: Cluster) -> None:
         ranks_per_node=1 endpoint=h:1 job=j peers=(127.0.0.1) folder=/ command=(x)
         caller_path={shlex.quote(str(cluster.programs))}
         TORCHRUN_DOES=ignore; export TORCHRUN_DOES; CHITU_LIKE_FORWARD=TORCHRUN_DOES
-        {{ payload run_with_name "${{JOB_VARIABLES[@]}}"; sleep 30; }} | bash -s; echo "${{PIPESTATUS[1]}}"
+        {{ payload run_with_name "${{JOB_VARIABLES[@]}}"; sleep 600; }} | bash -s; echo "${{PIPESTATUS[1]}}"
         """
     process = subprocess.Popen(["bash", "-c", code], stdout=subprocess.PIPE, text=True)
     launch = Launch(process, cluster.root / "records").wait_running(1)
     cluster.launches.append(launch)
-    until(lambda: not any(is_alive(pid) for pid in launch.pids), 10.0)
+    until(lambda: not any(is_alive(pid) for pid in launch.pids))
     for child in psutil.Process(process.pid).children(recursive=True):
         child.kill()
     assert launch.end()[1].splitlines()[-1] == "137"
