@@ -83,15 +83,17 @@ def _workload(
 def _suite(
     overrides: Sequence[str], facts: DeviceFacts, options: argparse.Namespace, console: Console
 ) -> Mapping[str, object]:
-    check_parts(options.parts)
+    suite = Suite()
+    check_parts(suite, options.parts, options.batches)
     if options.plot is not None:
         check_plotting()
     peer = None if options.peer is None else read_peer(options.peer)
     floor = _floor_of(overrides, facts)
     figures: list[Figure] = []
     with LLM(*overrides) as llm:
-        suite = Suite(batches=tuple(options.batches or Suite().batches))
-        suite_run = SuiteRun(EngineRun(llm), suite, llm.info.vocab_size, floor)
+        suite_run = SuiteRun(
+            EngineRun(llm), suite, llm.info.vocab_size, floor, batches=options.batches
+        )
         suite_run.check_room(options.parts)
         suite_run.warm_up()
         measures = {

@@ -113,19 +113,26 @@ class SuiteRun:
         suite: the sizes.
         vocab_size: of the model.
         floor: of the model on this device.
+        batches: of `steps`, to be measured; None: all that the suite has.
     """
 
     def __init__(
-        self, engine_run: EngineRun, suite: Suite, vocab_size: int, floor: ModelFloor
+        self,
+        engine_run: EngineRun,
+        suite: Suite,
+        vocab_size: int,
+        floor: ModelFloor,
+        batches: Sequence[int] | None = None,
     ) -> None:
         self._run = engine_run
         self._suite = suite
         self._floor = floor
+        self._batches = suite.batches if batches is None else batches
         self._workloads = Workloads(suite, vocab_size)
 
     def warm_up(self) -> None:
         """Let kernels be compiled: a small batch of each kind of step."""
-        batch = self._suite.batches[min(1, len(self._suite.batches) - 1)]
+        batch = self._batches[min(1, len(self._batches) - 1)]
         self._seconds(self._workloads.steps[batch], repeats=1)
 
     def check_room(self, parts: Sequence[str]) -> None:
@@ -133,7 +140,7 @@ class SuiteRun:
         suite = self._suite
         if "nano" in parts:
             self._run.check_room(1, 2 * suite.nano_lengths[1])
-        for batch in suite.batches if "steps" in parts else ():
+        for batch in self._batches if "steps" in parts else ():
             self._run.check_room(batch, suite.prompt_len + suite.output_len)
         for batch, length in suite.forwards if "forwards" in parts else ():
             self._run.check_room(batch, length + 1 + FORWARD_STEPS)
@@ -147,7 +154,8 @@ class SuiteRun:
     def steps(self) -> Iterator[Figure]:
         """Decode step and prefill by batch."""
         suite, floor = self._suite, self._floor
-        for batch, work in self._workloads.steps.items():
+        for batch in self._batches:
+            work = self._workloads.steps[batch]
             first_s = self._seconds(work.with_output(1))
             num_steps = suite.output_len - 1
             step_s = (self._seconds(work) - first_s) / num_steps

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from chitu_like.bench.suite import Figure
+from chitu_like.bench.suite import Figure, Suite
 from chitu_like.core.errors import ConfigError
 
 PARTS = ("steps", "forwards", "nano")
@@ -19,8 +19,12 @@ PLOTTED = (
 )
 
 
-def check_parts(parts: Sequence[str]) -> None:
-    """Raise ConfigError for a part that the suite does not have."""
+def check_parts(suite: Suite, parts: Sequence[str], batches: Sequence[int] | None) -> None:
+    """Raise ConfigError for a part or a batch size that the suite does not have."""
+    for batch in batches or ():
+        if batch not in suite.batches:
+            known = ", ".join(map(str, suite.batches))
+            raise ConfigError(f"--batches {batch}: the suite's prompts are for {known}")
     for part in parts:
         if part not in PARTS:
             raise ConfigError(f"--parts {part}: use {', '.join(PARTS)}")

@@ -137,7 +137,7 @@ def test_a_run_writes_figures_that_another_run_can_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib", reason="extra: plot")
-    monkeypatch.setattr("chitu_like.bench.offline.Suite", lambda batches: SMALL)
+    monkeypatch.setattr("chitu_like.bench.offline.Suite", lambda: SMALL)
     monkeypatch.setattr("chitu_like.bench.roof.READ_BYTES", {"cpu": 1 << 20})
     monkeypatch.setattr("chitu_like.bench.roof.MATMUL_SIZE", {"cpu": 64})
     path = tmp_path / "ours.json"
@@ -151,6 +151,20 @@ def test_a_run_writes_figures_that_another_run_can_read(
     assert set(figures) == set(figures_of(SMALL))
     assert all(value > 0 for name, value in figures.items() if "prefill" in name)
     assert "of floor" in capsys.readouterr().out
+
+
+def test_a_batch_that_is_left_out_changes_no_other() -> None:
+    engines = FakeRun(), FakeRun()
+    for engine, batches in zip(engines, (None, [2]), strict=True):
+        floor = floor_of("llama-3-8b")
+        measured = SuiteRun(engine, SMALL, 1000, floor, batches)  # type: ignore[arg-type]
+        assert list(measured.steps())
+    assert engines[0].asked[-len(engines[1].asked) :] == engines[1].asked
+
+
+def test_a_batch_without_prompts_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_reporting("x", lambda: run("x", ["suite", "--batches", "7"])) == 2
+    assert "1, 8, 32, 128, 256" in capsys.readouterr().err
 
 
 def test_an_unknown_part_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
