@@ -43,12 +43,15 @@ class _Step:
     """A recorded step.
 
     Attributes:
+        rows: [4, size] int32 on the device: slot, position, token id and output position of each
+            request, the padding's included; written before each replay.
         batch: of the padded size; its tensors are the recording's own.
         metadata: that the recorded attention reads.
         model: everything up to the logits, or to the hidden states for the next stage.
         drawing: from the logits; None where this rank draws nothing.
     """
 
+    rows: Tensor
     batch: ForwardBatch
     metadata: AttentionMetadata
     model: Recording
@@ -113,8 +116,6 @@ class DecodeSteps:
         self._sizes = np.array(sizes, np.int64)
         self._padding_slot = len(slots.num_blocks)
         most = int(self._sizes[-1])
-        # Slot, position, token id and output position of each request, the padding's included.
-        self._rows = torch.zeros(4, most, dtype=torch.int32, device=device)
         self._inputs = DecodeInputs.empty(most, self._tables.shape[1], device)
         self._received: Tensor | None = None
         width = options.spec.vocab_size if parallel.is_last_stage else options.spec.hidden_size
@@ -155,9 +156,9 @@ class DecodeSteps:
         rows[0, num_reqs:] = self._padding_slot
         rows[:, :num_reqs] = (batch.slots, batch.num_computed, batch.token_ids, output_positions)
         host = torch.from_numpy(rows)
-        if self._rows.device.type == "cuda":
+        if step.rows.device.type == "cuda":
             host = host.pin_memory()
-        self._rows[:, :size].copy_(host, non_blocking=True)
+        step.rows.copy_(host, non_blocking=True)
         if received is not None:
             assert self._received is not None, "the first stage receives nothing"
             self._received[:num_reqs].copy_(received)
@@ -186,12 +187,13 @@ class DecodeSteps:
         return int(self._sizes[np.searchsorted(self._sizes, num_reqs)])
 
     def _record_all(self, recorder: Recorder) -> None:
-        self._rows[0] = self._padding_slot
         # The largest first: the others then fit into the memory it took.
         for size in reversed(self._sizes.tolist()):
             self._steps[size] = self._record(size, recorder)
 
     def _record(self, size: int, recorder: Recorder) -> _Step:
+        rows = torch.zeros(4, size, dtype=torch.int32, device=self._out.device)
+        rows[0] = self._padding_slot
         inputs = self._inputs.head(size)
         batch = ForwardBatch(
             input_ids=inputs.input_ids,
@@ -202,15 +204,15 @@ class DecodeSteps:
             context_lens=[1] * size,
             device_context_lens=inputs.context_lens,
             num_decodes=size,
-            logits_indices=torch.arange(size, device=self._rows.device),
+            logits_indices=torch.arange(size, device=rows.device),
             kv_caches=self._kv_caches,
         )
-        self._gather_into(inputs)
+        self._gather_into(inputs, rows)
         batch.attn_metadata = metadata = self._backend.plan_capture(batch)
         received = None if self._received is None else self._received[:size]
 
         def work() -> None:
-            self._gather_into(inputs)
+            self._gather_into(inputs, rows)
             self._backend.prepare(metadata)
             # A model may write to what it receives, and a recording must leave it as it was.
             hidden_states = self._model.forward(batch, None if received is None else received + 0)
@@ -219,27 +221,27 @@ class DecodeSteps:
             self._out[:size].copy_(hidden_states)
 
         return _Step(
+            rows=rows,
             batch=batch,
             metadata=metadata,
             model=recorder.record(work),
-            drawing=self._make_drawing(size, recorder),
+            drawing=self._make_drawing(rows, recorder),
         )
 
-    def _make_drawing(self, size: int, recorder: Recorder) -> _Drawing | None:
+    def _make_drawing(self, rows: Tensor, recorder: Recorder) -> _Drawing | None:
         if (sampler := self._sampler) is None:
             return None
-        logits, slots = self._out[:size], self._slots
+        slots, _, _, output_positions = rows
         draw = partial(
             sampler.draw,
-            logits,
-            self._rows[0, :size],
-            self._rows[3, :size],
-            slots.device_sampling.params,
-            slots.last_sampled,
+            self._out[: len(slots)],
+            slots,
+            output_positions,
+            self._slots.device_sampling.params,
+            self._slots.last_sampled,
         )
         return _Drawing(draw, recorder if sampler.is_capturable else None)
 
-    def _gather_into(self, inputs: DecodeInputs) -> None:
-        rows = self._rows[:3, : len(inputs.input_ids)]
+    def _gather_into(self, inputs: DecodeInputs, rows: Tensor) -> None:
         last_sampled, block_size = self._slots.last_sampled, self._options.block_size
-        self._gather(rows, self._tables, last_sampled, block_size, inputs)
+        self._gather(rows[:3], self._tables, last_sampled, block_size, inputs)
