@@ -4,12 +4,16 @@ By hand: `TRITON_INTERPRET=1 pytest test/ops/decoder_cases.py` on a CPU, and wit
 CUDA device, where the same cases run compiled.
 """
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
 import pytest
 import torch
 from models.families import VOCAB_SIZE, twin_of
 from models.run_model import PagedModel
 from tolerance import assert_logits_close, assert_op_close
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chitu_like.ops import activation, embedding, kv_store, norm, rope_store, rotary
 from chitu_like.ops.registry import Op
@@ -61,11 +65,12 @@ def test_rms_norm(dtype: torch.dtype, num_tokens: int, size: int) -> None:
 @every_dtype
 def test_rms_norm_of_heads_in_a_merged_qkv(dtype: torch.dtype, num_tokens: int) -> None:
     weight = random(20, dtype=dtype)
-    heads = random(num_tokens, 7, 20, dtype=dtype)[:, 2:5]
-    assert_op_close(
-        norm_kernel.rms_norm(heads, weight, EPS),
-        norm.rms_norm(heads.float(), weight.float(), EPS),
-    )
+    merged = random(num_tokens, 7, 28, dtype=dtype)
+    for heads in (merged[..., :20].contiguous()[:, 2:5], merged[:, 2:5, :20]):
+        assert_op_close(
+            norm_kernel.rms_norm(heads, weight, EPS),
+            norm.rms_norm(heads.float(), weight.float(), EPS),
+        )
 
 
 @pytest.mark.parametrize("size", [60, 1100])
@@ -219,8 +224,8 @@ def test_padding_rows_may_share_a_slot(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
 def test_kv_store(dtype: torch.dtype, num_tokens: int, num_kv_heads: int) -> None:
-    heads = random(num_tokens, 2 * num_kv_heads + 3, 12, dtype=dtype)
-    k, v = heads[:, 3 : 3 + num_kv_heads], heads[:, 3 + num_kv_heads :]
+    k = random(num_tokens, num_kv_heads + 3, 12, dtype=dtype)[:, 3:]
+    v = random(num_tokens, num_kv_heads, 16, dtype=dtype)[..., :12]
     slots = torch.tensor([11, 0, 5, 6, 2], device=DEVICE)[:num_tokens]
     found, expected = (
         [torch.zeros(3, 4, num_kv_heads, 12, device=DEVICE, dtype=dtype) for _ in range(2)]
@@ -293,3 +298,39 @@ def test_a_model_computes_the_same_with_kernels_and_without(name: str) -> None:
     )
     for part in (tokens[:10], tokens[10:11], tokens[11:]):
         assert_logits_close(fused.step([(0, part)])[0], plain.step([(0, part)])[0])
+
+
+class CountOps(TorchDispatchMode):
+    """Counts what torch computes, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        self.counts[str(func).split(".")[1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+FUSED_AWAY = {"addcmul", "cos", "embedding", "index_put_", "mul", "rms_norm", "silu"}
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "qwen3", "glm-partial"])
+def test_a_layer_is_its_products_attention_and_kernels(name: str) -> None:
+    spec, _, weights = twin_of(name)
+    counts = {}
+    for op_impl in ("torch", "triton"):
+        runner = PagedModel(spec, weights, device=DEVICE, op_impl=op_impl)
+        runner.step([(0, [3, 4, 5])])
+        with CountOps() as mode:
+            runner.step([(0, [6])])
+        counts[op_impl] = mode.counts
+    assert counts["torch"].keys() >= FUSED_AWAY
+    assert not counts["triton"].keys() & FUSED_AWAY
+    assert counts["triton"]["add_"] == 1  # behind the last layer
