@@ -1,13 +1,13 @@
 """The skeleton that every dense family shares: embed, layers, norm, head.
 
-A family's file changes a class attribute or overrides a small method; see qwen.py and glm.py. What
+A family's file changes a class attribute or overrides a small method; see qwen.py and glm4.py. What
 config.json decides (biases, windows, rope, tied heads) is in the ModelSpec and needs no subclass.
 
 Layers sit in a dict by GLOBAL index, so names never change with what this rank holds; the embedding
 is on the first stage, norm and head are on the last, and with them a tied embedding. The residual
 stream is ONE tensor that the norms add to in place: each adds what the half layer before it gave, so
 on a GPU a layer is [add, norm] qkv [head norms, rotation, store] attention o [add, norm] gate_up
-[act, mul] down, a kernel each.
+[act, mul] down, a kernel each. Few tokens take layers/fused_decode.py instead where that pays.
 """
 
 from __future__ import annotations
