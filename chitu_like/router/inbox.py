@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 
 from chitu_like.core.errors import ChituError
@@ -33,6 +34,8 @@ class Inbox:
         self._pending: list[RequestDelta] = []
         self._waiter: asyncio.Future[None] | None = None
         self._error: ChituError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = math.inf
 
     def push(self, delta: RequestDelta) -> bool:
         """Take a delta; False when there is no room for it, and nothing was taken."""
@@ -59,17 +62,42 @@ class Inbox:
         if not self._pending and self._error is None:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
-            timer = None if timeout_s is None else loop.call_later(timeout_s, self._wake)
+            self._due_s = math.inf if timeout_s is None else loop.time() + timeout_s
+            self._set_timer(loop)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-                if timer is not None:
-                    timer.cancel()
+                if not self.open_ids:
+                    self._drop_timer()
         if not self._pending and self._error is not None:
             raise self._error
         pending, self._pending = self._pending, []
         return pending
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that the wait ends in time.
+
+        One timer serves many waits, since one for each token would cost more than the token: it may
+        ring before the present wait is over, and is then set again.
+        """
+        if self._timer is not None and self._timer.when() > self._due_s:
+            self._drop_timer()
+        if self._timer is None and self._due_s < math.inf:
+            self._timer = loop.call_at(self._due_s, self._ring)
+
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._due_s:
+            self._wake()
+        elif self._waiter is not None:
+            self._set_timer(loop)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
