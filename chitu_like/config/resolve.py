@@ -25,6 +25,7 @@ SKEW_MAX_SEQ_LEN = 4096  # a slot is paid for whole, so the model's limit would 
 CUDA_SWAP_GIB = 4.0
 MAX_QUEUED_REQUESTS = 4096
 MAX_QUEUED_TOKENS = 4 << 20  # about 32 MiB of ids on the host
+HOST_PLANNED = ("ref", "sdpa")  # attention whose decodes cannot be captured in a CUDA graph
 
 
 def resolve(config: ServeConfig, facts: DeviceFacts, spec: ModelSpec) -> ResolvedConfig:
@@ -62,6 +63,7 @@ class _Resolver:
         block_size = self._block_size(on_cpu, max_seq_len)
         batched_tokens, chunk = self._step_tokens(on_cpu)
         self._note_foregone(dtype)
+        attn_type = self._attn_type(dtype)
         return ResolvedConfig(
             config=self.config,
             device=device,
@@ -81,13 +83,9 @@ class _Resolver:
                 max(MAX_QUEUED_TOKENS, 2 * max_seq_len),
                 "bounds the host memory of waiting prompts",
             ),
-            attn_type=self._name(
-                "infer.attn_type",
-                infer.attn_type,
-                *choose_attention(self.facts, self.spec.head_dim, dtype),
-            ),
+            attn_type=attn_type,
             op_impl=self._op_impl(on_cpu),
-            use_cuda_graph=self._use_cuda_graph(device),
+            use_cuda_graph=self._use_cuda_graph(on_cpu, attn_type),
             swap_space_bytes=self._swap_space_bytes(on_cpu),
             enable_prefix_caching=self._prefix_caching(),
             num_blocks=None if infer.num_blocks == "auto" else infer.num_blocks,
@@ -192,21 +190,32 @@ class _Resolver:
         )
         return budget, chunk
 
+    def _attn_type(self, dtype: Dtype) -> str:
+        best, reason = choose_attention(self.facts, self.spec.head_dim, dtype)
+        if best != "sdpa":
+            best, reason = "sdpa", f"{best} is there, and not measured yet"
+        return self._name("infer.attn_type", self.config.infer.attn_type, best, reason)
+
     def _op_impl(self, on_cpu: bool) -> str:
         asked = self.config.infer.op_impl
         if asked == "triton" and on_cpu:
             raise ConfigError("infer.op_impl=triton: needs a CUDA device; use auto or torch")
-        auto, reason = "triton", "fused all-reduces; ops without such a twin take torch"
-        if on_cpu:
-            auto, reason = "torch", "the only one on cpu"
-        return self._name("infer.op_impl", asked, auto, reason)
+        reason = "the only one on cpu" if on_cpu else "triton is there, and not measured yet"
+        return self._name("infer.op_impl", asked, "torch", reason)
 
-    def _use_cuda_graph(self, device: DeviceType) -> bool:
-        if self.config.infer.use_cuda_graph == "auto":
-            on_cuda = "this version runs every step eagerly"
-            reason = on_cuda if device == "cuda" else "there are none on cpu"
+    def _use_cuda_graph(self, on_cpu: bool, attn_type: str) -> bool:
+        asked = self.config.infer.use_cuda_graph
+        if asked is True and on_cpu:
+            raise ConfigError("infer.use_cuda_graph=true: needs a CUDA device; use auto or false")
+        if asked is True and attn_type.rpartition("+")[2] in HOST_PLANNED:
+            raise ConfigError(
+                f"infer.use_cuda_graph=true: decodes of infer.attn_type={attn_type} are planned on "
+                "the host; use triton, flashinfer, xqa or flash_attn for them, or false"
+            )
+        if asked == "auto":
+            reason = "there are none on cpu" if on_cpu else "they are there, and not measured yet"
             self._note("infer.use_cuda_graph", False, reason)
-        return False
+        return asked is True
 
     def _swap_space_bytes(self, on_cpu: bool) -> int:
         asked, free = self.config.infer.swap_space_gib, self.facts.host_free_bytes

@@ -138,8 +138,7 @@ class InferConfig(Section):
     attn_type: AttentionType | AttentionPair | Auto = setting(
         "auto",
         "attention backend; of two, the first computes prompts and the second, which may be "
-        "FlashInfer's xqa, decodes; auto: flashinfer where it is installed and serves the model, "
-        "else triton on cuda, sdpa on cpu",
+        "FlashInfer's xqa, decodes; auto: sdpa, until the others have been measured",
     )
     op_impl: OpImpl | Auto = setting("auto", "which twin of each op computes")
     use_cuda_graph: bool | Auto = setting("auto", "capture decode steps in CUDA graphs")

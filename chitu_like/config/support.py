@@ -11,7 +11,6 @@ from chitu_like.core.errors import UnsupportedError
 def check_supported(config: ServeConfig) -> None:
     """Raise UnsupportedError for the first value that could not take effect."""
     infer = config.infer
-    no_graphs = "this version runs every step eagerly; use auto or false"
     unquantised = "this version serves unquantised checkpoints; leave it out"
     no_kernels = "this version has no compiled kernels; use auto, torch or triton"
     later = (
@@ -20,7 +19,6 @@ def check_supported(config: ServeConfig) -> None:
         ("infer.attn_type", infer.attn_type, infer.attn_type != "flash_mla",
          "this version has no models with latent attention; use auto"),
         ("infer.op_impl", infer.op_impl, infer.op_impl != "cuda", no_kernels),
-        ("infer.use_cuda_graph", infer.use_cuda_graph, infer.use_cuda_graph is not True, no_graphs),
         ("infer.kv_cache_dtype", infer.kv_cache_dtype, infer.kv_cache_dtype == "auto",
          "this version keeps the KV cache in the model's dtype; use auto"),
         ("infer.mla_absorb", infer.mla_absorb, infer.mla_absorb == "auto",

@@ -111,8 +111,8 @@ def test_model_names_ignore_case(name: str) -> None:
             "infer.op_impl=cuda: this version has no compiled kernels; use auto, torch or triton",
         ),
         (
-            "infer.use_cuda_graph=true",
-            "infer.use_cuda_graph=true: this version runs every step eagerly; use auto or false",
+            "infer.deterministic=true",
+            "infer.deterministic=true: this version does not promise equal bits in every batch; use false",
         ),
         (
             "infer.kv_cache_dtype=fp8_e4m3",

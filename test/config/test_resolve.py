@@ -1,15 +1,17 @@
+import re
 from dataclasses import replace
 
 import pytest
 from machines import CPU
 
+from chitu_like.attention.base import attention_backends
 from chitu_like.config.architecture import read_model_spec
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.explain import explain_key, list_keys
 from chitu_like.config.keys import known_keys
 from chitu_like.config.load import load_config
 from chitu_like.config.report import format_config, value_of
-from chitu_like.config.resolve import resolve
+from chitu_like.config.resolve import HOST_PLANNED, resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.settle import settle
 from chitu_like.core.errors import CapacityError, ChituError, ConfigError, UnsupportedError
@@ -61,25 +63,40 @@ def test_a_cpu() -> None:
 def test_a_gpu() -> None:
     done = resolved(H200)
     assert (done.device, done.block_size, done.max_num_batched_tokens) == ("cuda", 16, 8192)
-    assert done.op_impl == "triton"
+    assert done.op_impl == "torch"
     assert done.swap_space_bytes == 4 * GIB
     assert reason(done, "infer.device") == "NVIDIA H200"
     small_host = resolved(replace(H200, host_free_bytes=2 * GIB))
     assert small_host.swap_space_bytes == GIB // 2
 
 
-def test_attention_on_a_gpu_is_what_is_installed_and_serves_the_model() -> None:
+def test_what_is_not_measured_on_a_gpu_must_be_asked_for() -> None:
     both = replace(H200, has_triton=True, has_flashinfer=True)
     done = resolved(both)
-    assert (done.attn_type, reason(done, "infer.attn_type")) == ("flashinfer", "it is installed")
-    done = resolved(replace(H200, has_triton=True))
-    assert done.attn_type == "triton"
-    assert reason(done, "infer.attn_type") == "FlashInfer is not installed"
-    done = resolved(both, "dtype=float32")
-    assert done.attn_type == "triton"
-    assert reason(done, "infer.attn_type") == ("FlashInfer does not serve heads of 128 in float32")
-    assert resolved(H200).attn_type == "sdpa"
-    assert resolved(both, "infer.attn_type=flashinfer+xqa").attn_type == "flashinfer+xqa"
+    assert (done.attn_type, done.op_impl, done.use_cuda_graph) == ("sdpa", "torch", False)
+    assert reason(done, "infer.attn_type") == "flashinfer is there, and not measured yet"
+    assert reason(resolved(H200), "infer.attn_type") == "FlashInfer is not installed, nor is Triton"
+    done = resolved(
+        both, "infer.attn_type=flashinfer+xqa", "infer.op_impl=triton", "infer.use_cuda_graph=true"
+    )
+    assert (done.attn_type, done.op_impl) == ("flashinfer+xqa", "triton")
+    assert done.use_cuda_graph
+
+
+@pytest.mark.parametrize("attn_type", ["ref", "sdpa"])
+def test_graphs_want_attention_that_can_be_captured(attn_type: str) -> None:
+    overrides = (f"infer.attn_type={attn_type}", "infer.use_cuda_graph=true")
+    with pytest.raises(ConfigError, match=rf"attn_type={re.escape(attn_type)} are planned on the"):
+        resolved(H200, *overrides)
+    assert not resolved(H200, overrides[0]).use_cuda_graph
+    with pytest.raises(ConfigError, match=r"use_cuda_graph=true: needs a CUDA device"):
+        resolved(CPU, "infer.use_cuda_graph=true")
+
+
+def test_host_planned_attention_is_what_records_nothing() -> None:
+    names = [name for name in attention_backends.names() if name != "flash_mla"]
+    host_planned = {name for name in names if not attention_backends.get(name).supports_cuda_graph}
+    assert host_planned == set(HOST_PLANNED)
 
 
 def test_triton_ops_are_refused_on_a_cpu() -> None:
