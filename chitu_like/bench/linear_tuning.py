@@ -193,7 +193,7 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     """Measure, print a line a shape, write the table after each."""
     options = _parser(prog).parse_args(arguments)
     if not torch.cuda.is_available():
-        raise UnsupportedError(f"{prog} measures kernels of CUDA devices: torch sees none here")
+        raise UnsupportedError("this measures kernels of CUDA devices, and torch sees none here")
     if wrong := set(options.tokens) - set(BUCKETS):
         raise ConfigError(f"--tokens {min(wrong)} is none of {', '.join(map(str, BUCKETS))}")
     facts, device = device_facts("cuda"), torch.device("cuda", 0)

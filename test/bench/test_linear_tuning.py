@@ -162,7 +162,7 @@ def test_where_every_tile_is_wrong_there_is_no_row() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_without_a_gpu_it_says_so() -> None:
-    with pytest.raises(UnsupportedError, match=r"^tune_linear\.py measures kernels of CUDA"):
+    with pytest.raises(UnsupportedError, match=r"^this measures kernels of CUDA"):
         run("tune_linear.py", [])
 
 
