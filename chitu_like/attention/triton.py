@@ -67,7 +67,9 @@ class TritonBackend:
         split_tokens: tokens of a decode's split, so that its result does not depend on the batch
             either, to the last bit; a multiple of the decode tile's keys, DETERMINISTIC_SPLIT is
             one. 0: equal shares, as many as fill the device.
-        pdl: decode kernels start while the kernel before ends (Hopper and later, Triton 3.6).
+        fused_merge: the last split of a decode to be done merges them all, instead of a second
+            kernel: one launch less, for fewer programs that merge.
+        pdl: decode kernels start while the kernel before ends; None: as all kernels do.
 
     Raises: UnsupportedError if Triton is not installed.
     """
@@ -81,7 +83,8 @@ class TritonBackend:
         tiling: Tiling | None = None,
         num_programs: int | None = None,
         split_tokens: int = 0,
-        pdl: bool = False,
+        fused_merge: bool = False,
+        pdl: bool | None = None,
     ) -> None:
         if importlib.util.find_spec("triton") is None:
             raise UnsupportedError(
@@ -98,7 +101,7 @@ class TritonBackend:
             device = torch.cuda.get_device_properties(spec.device)
             num_programs = WAVES * device.multi_processor_count
         self._num_programs = num_programs
-        self._split_tokens = split_tokens
+        self._split_tokens, self._fused_merge = split_tokens, fused_merge
         self._pdl = pdl
         self._no_tiles = torch.empty(0, 5, dtype=torch.int32, device=spec.device)
 
@@ -193,6 +196,7 @@ class TritonBackend:
         return Splits.allocate(
             count,
             tokens=self._split_tokens,
+            has_arrivals=self._fused_merge,
             num_reqs=num_decodes,
             num_heads=spec.num_heads,
             head_dim=spec.head_dim,

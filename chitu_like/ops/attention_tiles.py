@@ -88,12 +88,16 @@ class Splits:
         tokens: of a split, the first of which starts at position 0; 0: equal shares.
         outputs: [num_reqs, num_heads, count, head_dim] float32; empty for one split.
         log_sums: [num_reqs, num_heads, count] float32; empty for one split.
+        arrivals: [num_reqs, num_heads] int32, zero between calls: how many splits of a key-value
+            head are done (it has one of its heads' numbers), where the last of them merges them
+            all; None where a second kernel does.
     """
 
     count: int
     tokens: int
     outputs: Tensor
     log_sums: Tensor
+    arrivals: Tensor | None
 
     @classmethod
     def allocate(
@@ -101,6 +105,7 @@ class Splits:
         count: int,
         *,
         tokens: int = 0,
+        has_arrivals: bool = False,
         num_reqs: int,
         num_heads: int,
         head_dim: int,
@@ -113,6 +118,9 @@ class Splits:
             tokens=tokens,
             outputs=torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
             log_sums=torch.empty(shape, dtype=torch.float32, device=device),
+            arrivals=torch.zeros(shape[:2], dtype=torch.int32, device=device)
+            if has_arrivals
+            else None,
         )
 
 

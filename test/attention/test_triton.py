@@ -1,5 +1,6 @@
 """The `triton` backend: its kernels in Triton's interpreter, its plan, and what it refuses."""
 
+import importlib.util
 import sys
 
 import numpy as np
@@ -15,6 +16,12 @@ from chitu_like.ops.attention_tiles import cut_tiles
 from chitu_like.worker.options import make_backend
 
 CASES = "test/attention/triton_cases.py"
+COMPILED_CASES = "test/attention/triton_compiled_cases.py"
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton"
+)
 
 
 def make_spec(device: str, head_dim: int = 64) -> AttentionSpec:
@@ -38,6 +45,12 @@ def test_the_kernels_compute_what_ref_does() -> None:
 @pytest.mark.slow
 def test_the_kernels_compute_what_ref_does_for_every_shape() -> None:
     run_cases(CASES, "-m", "slow", interpreted=True)
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_kernels_compile_for_hopper() -> None:
+    run_cases(COMPILED_CASES, interpreted=False)
 
 
 @pytest.mark.gpu

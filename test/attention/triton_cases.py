@@ -104,13 +104,14 @@ def check(
     *,
     windows: tuple[int | None, ...] = (None,),
     num_splits: int = 4,
+    fused_merge: bool = False,
     tiling: Tiling | None = TILING,
     num_decodes: int | None = None,
 ) -> None:
     """Compare with `ref`, which is given zeros for NaN: it reads whole blocks."""
     batch, q = make_batch(spec, requests, num_decodes)
     num_programs = num_splits * batch.num_decodes * spec.num_kv_heads
-    backend = TritonBackend(spec, tiling=tiling, num_programs=num_programs)
+    backend = TritonBackend(spec, tiling=tiling, num_programs=num_programs, fused_merge=fused_merge)
     ref = RefBackend(spec)
     metadata = backend.plan(batch)
     kept = q.clone()
@@ -134,13 +135,14 @@ def test_a_mixed_batch_is_attended_as_ref_does() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fused_merge", [False, True])
 @pytest.mark.parametrize(("block_size", "num_splits"), [(1, 4), (16, 1), (24, 8), (128, 2)])
 @pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES)
 def test_any_block_size_window_and_number_of_splits(
-    requests: Requests, block_size: int, num_splits: int
+    requests: Requests, block_size: int, num_splits: int, fused_merge: bool
 ) -> None:
     spec = make_spec(3, 1, head_dim=8, block_size=block_size)
-    check(spec, requests, windows=WINDOWS, num_splits=num_splits)
+    check(spec, requests, windows=WINDOWS, num_splits=num_splits, fused_merge=fused_merge)
 
 
 @pytest.mark.slow
@@ -209,14 +211,21 @@ def test_a_request_without_context_gets_zeros_and_changes_nothing() -> None:
         assert torch.equal(out[2:], torch.zeros_like(out[2:]))
 
 
-@pytest.mark.parametrize(("num_programs", "split_tokens"), [(16, 0), (1, 0), (1, 32)])
+@pytest.mark.parametrize(
+    ("num_programs", "split_tokens", "fused_merge"),
+    [(16, 0, False), (16, 0, True), (1, 0, True), (1, 32, False), (1, 32, True)],
+)
 def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
-    num_programs: int, split_tokens: int
+    num_programs: int, split_tokens: int, fused_merge: bool
 ) -> None:
     """The last row is padding: one token, in block 0. On a CUDA device the capture is a real one."""
     spec = make_spec()
     backend = TritonBackend(
-        spec, tiling=TILING, num_programs=num_programs, split_tokens=split_tokens
+        spec,
+        tiling=TILING,
+        num_programs=num_programs,
+        split_tokens=split_tokens,
+        fused_merge=fused_merge,
     )
     batch, q = make_batch(spec, [(1, 90), (1, 70), (1, 33), (1, 1)])
     cache = LayerKVCache(*(part.nan_to_num() for part in batch.kv_caches[0]))

@@ -1,8 +1,9 @@
 """Attention of one query token a request over its paged keys and values (split-KV decode).
 
 One token gives too few programs to fill a device when requests are few, so the keys of a request are
-cut into splits, a program each; a second kernel merges what they found (FlashDecoding, Dao et al.
-2023, https://pytorch.org/blog/flash-decoding). The query heads of a group are the rows of one tile.
+cut into splits, a program each; what they found is merged by a second kernel, or by the last of them
+to be done (FlashDecoding, Dao et al. 2023, https://pytorch.org/blog/flash-decoding). The query heads of
+a group are the rows of one tile.
 
 The grid depends on the number of requests and splits alone; context lengths are read on the device.
 So a call can be captured in a CUDA graph and replayed with other lengths and tables in the same
@@ -20,18 +21,70 @@ import triton.language as tl
 from torch import Tensor
 
 from chitu_like.ops.attention_tiles import Splits, Tile
+from chitu_like.ops.triton.launch import dependent_launch
 from chitu_like.ops.triton.paged_attention import LOG2_E, attend, cache_constants
+
+
+@triton.jit
+def _merge_head(
+    outputs, log_sums, out, head, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, IN_ORDER: tl.constexpr,
+):  # fmt: skip
+    """The mean of the splits' outputs of one head of one request, weighted by their sums.
+
+    IN_ORDER adds them one after the other, and empty ones as zeros: then the result does not depend
+    on how many of them there is room for. Loads pass the first cache by: another program stored.
+    """
+    dims = tl.arange(0, DIMS)
+    in_head = dims < HEAD_DIM
+    if IN_ORDER:
+        top = float("-inf")
+        for split in range(0, NUM_SPLITS):
+            log_sum = tl.load(log_sums + head * NUM_SPLITS + split, cache_modifier=".cg")
+            top = tl.maximum(top, log_sum)
+        total = 0.0
+        merged = tl.zeros([DIMS], tl.float32)
+        for split in range(0, NUM_SPLITS):
+            at = head * NUM_SPLITS + split
+            log_sum = tl.load(log_sums + at, cache_modifier=".cg")
+            num_dims = tl.where(log_sum == float("-inf"), 0, HEAD_DIM)
+            weight = tl.where(log_sum == float("-inf"), 0.0, tl.exp2(log_sum - top))
+            output = tl.load(
+                outputs + at * HEAD_DIM + dims, mask=dims < num_dims, other=0.0,
+                cache_modifier=".cg",
+            )  # fmt: skip
+            total += weight
+            merged += output * weight
+    else:
+        splits = head * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
+        log_sum = tl.load(log_sums + splits, cache_modifier=".cg")
+        top = tl.max(log_sum, 0)
+        weights = tl.exp2(log_sum - tl.where(top == float("-inf"), 0.0, top))
+        mask = (log_sum != float("-inf"))[:, None] & in_head[None, :]
+        output = tl.load(
+            outputs + splits[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0,
+            cache_modifier=".cg",
+        )  # fmt: skip
+        total = tl.sum(weights, 0)
+        merged = tl.sum(output * weights[:, None], 0)
+    # As in `attend`: 1 at least, or no split has a key.
+    merged = merged / tl.maximum(total, 1.0)
+    tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=in_head)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
-    q, k, v, outputs, log_sums, block_tables, context_lens, scale,
+    q, k, v, outputs, log_sums, out, arrivals, block_tables, context_lens, scale,
     token_stride, q_head_stride, block_stride, slot_stride, head_stride, table_stride,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
     GROUP: tl.constexpr, DOT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, SPLIT_TILES: tl.constexpr, PDL: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, SPLIT_TILES: tl.constexpr, MERGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """One split of one key-value head of one request: [GROUP, HEAD_DIM] output and [GROUP] sums."""
+    """One split of one key-value head of one request: [GROUP, HEAD_DIM] output and [GROUP] sums.
+
+    MERGES: whoever is the last of a head's splits to be done merges them all.
+    """
     request, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads = tl.num_programs(1)
     if PDL:
@@ -73,6 +126,17 @@ def _decode_kernel(
         mask = mask & (rows < tl.where(split_low < split_high, GROUP, 0))[:, None]
     result_at = result.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :]
     tl.store(outputs + result_at, output.to(outputs.dtype.element_ty), mask=mask)
+    if MERGES:
+        tl.debug_barrier()  # all of this program's stores stand before its arrival
+        arrived = tl.atomic_add(arrivals + request * num_kv_heads + kv_head, 1)
+        if arrived == NUM_SPLITS - 1:
+            tl.store(arrivals + request * num_kv_heads + kv_head, 0)  # for the next layer
+            for row in range(0, GROUP):
+                _merge_head(
+                    outputs, log_sums, out,
+                    (request * num_kv_heads + kv_head).to(tl.int64) * GROUP + row,
+                    HEAD_DIM, DIMS, NUM_SPLITS, SPLIT_TILES > 0,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -81,43 +145,12 @@ def _merge_kernel(
     HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, NUM_SPLITS: tl.constexpr, IN_ORDER: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One head of one request: the mean of the splits' outputs, weighted by their sums.
-
-    IN_ORDER adds them one after the other, and empty ones as zeros: then the result does not depend
-    on how many of them there is room for.
-    """
-    head = tl.program_id(0).to(tl.int64)  # request * num_heads + head
-    dims = tl.arange(0, DIMS)
-    in_head = dims < HEAD_DIM
+    """A program a head of a request."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    if IN_ORDER:
-        top = float("-inf")
-        for split in range(0, NUM_SPLITS):
-            top = tl.maximum(top, tl.load(log_sums + head * NUM_SPLITS + split))
-        total = 0.0
-        merged = tl.zeros([DIMS], tl.float32)
-        for split in range(0, NUM_SPLITS):
-            at = head * NUM_SPLITS + split
-            log_sum = tl.load(log_sums + at)
-            num_dims = tl.where(log_sum == float("-inf"), 0, HEAD_DIM)
-            weight = tl.where(log_sum == float("-inf"), 0.0, tl.exp2(log_sum - top))
-            output = tl.load(outputs + at * HEAD_DIM + dims, mask=dims < num_dims, other=0.0)
-            total += weight
-            merged += output * weight
-    else:
-        splits = head * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
-        log_sum = tl.load(log_sums + splits)
-        top = tl.max(log_sum, 0)
-        weights = tl.exp2(log_sum - tl.where(top == float("-inf"), 0.0, top))
-        mask = (log_sum != float("-inf"))[:, None] & in_head[None, :]
-        output = tl.load(outputs + splits[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
-        total = tl.sum(weights, 0)
-        merged = tl.sum(output * weights[:, None], 0)
-    # As in `attend`: 1 at least, or no split has a key.
-    merged = merged / tl.maximum(total, 1.0)
-    tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=in_head)
+    head = tl.program_id(0).to(tl.int64)  # request * num_heads + head
+    _merge_head(outputs, log_sums, out, head, HEAD_DIM, DIMS, NUM_SPLITS, IN_ORDER)
 
 
 def paged_decode(
@@ -132,7 +165,7 @@ def paged_decode(
     scale: float,
     window: int | None,
     tile: Tile,
-    pdl: bool = False,
+    pdl: bool | None = None,
 ) -> None:
     """Attend each request's last token to its context.
 
@@ -143,20 +176,23 @@ def paged_decode(
         block_tables: [num_reqs, max_blocks] int32.
         context_lens: [num_reqs] int32, the token itself included; 0 for none, where out is zeroed.
         out: [num_reqs, num_heads, head_dim], contiguous; WRITTEN.
-        splits: MODIFIED.
+        splits: MODIFIED; with arrivals there is no second launch.
         scale: multiplies q.k.
         window: keys a token sees, itself included; None for all.
         tile: rows are at least those of a group.
-        pdl: start while the kernel before ends (programmatic dependent launch; Hopper and later,
-            Triton 3.6 and later).
+        pdl: start while the kernel before ends (Hopper and later, Triton 3.6 and later); None: as
+            ops/triton/launch.py says of all kernels.
     """
     constants = cache_constants(k, v, q, window)
-    launch = {"PDL": pdl, **({"launch_pdl": True} if pdl else {})}
+    merges = splits.count > 1 and splits.arrivals is not None
+    launch = dependent_launch(q.device)
+    if pdl is not None:
+        launch = {"PDL": pdl, **({"launch_pdl": True} if pdl else {})}
     num_reqs, num_heads, _ = q.shape
     num_kv_heads = k.shape[2]
     assert splits.tokens % tile.keys == 0, f"splits of {splits.tokens} tokens, {tile.keys} a tile"
     _decode_kernel[(num_reqs, num_kv_heads, splits.count)](
-        q, k, v, splits.outputs if splits.count > 1 else out, splits.log_sums,
+        q, k, v, splits.outputs if splits.count > 1 else out, splits.log_sums, out, splits.arrivals,
         block_tables, context_lens, scale * LOG2_E,
         *q.stride()[:2], *k.stride()[:3], block_tables.stride(0),
         **constants,
@@ -164,11 +200,12 @@ def paged_decode(
         KEYS=tile.keys,
         NUM_SPLITS=splits.count,
         SPLIT_TILES=splits.tokens // tile.keys,
+        MERGES=merges,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **launch,
     )  # fmt: skip
-    if splits.count > 1:
+    if splits.count > 1 and not merges:
         _merge_kernel[(num_reqs * num_heads,)](
             splits.outputs,
             splits.log_sums,
