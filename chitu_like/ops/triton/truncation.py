@@ -1,9 +1,10 @@
 """The smallest score that top_k, top_p and min_p keep, found without sorting.
 
-A token's distance is (best logit - its logit) / temperature, the negated score of ops/sampling.py and
-at least 0; division rounds as IEEE asks for, so it is that score to the bit. Its bits, read as an integer, are in the order of the distances: they are its *key*.
-A truncation keeps the keys up to one of them, the smallest at which the measure of all keys up to it
-reaches a target: for top_k their number, for top_p the sum of their weights exp(-distance).
+A token's distance is (best logit - its logit) / temperature: the score of ops/sampling.py without its
+sign, to the bit, since the division rounds as IEEE asks for. It is 0 at least, so its bits, read as
+an integer, are in the order of the distances: they are its *key*. A truncation keeps the keys up to
+one of them, the smallest at which the measure of all keys up to it reaches a target: for top_k their
+number, for top_p the sum of their weights exp(-distance).
 
 Bisection over the integers finds it; each step moves the ends to keys that exist, so that it ends as
 soon as one is left between them. Weights are summed as integers, in units of 2**-40: in whatever
@@ -150,22 +151,13 @@ def last_kept_key(
         last = smallest_key_that_reaches(
             top_k.to(tl.int64), logits, listed, num_listed, count, best, temperature, False, CHUNK
         )
-        last = tl.minimum(last, LAST_KEY)
     if top_p < 1:
         if top_k > 0:
             total = weight_of_best(
                 top_k, last, logits, listed, num_listed, count, best, temperature, CHUNK
             )  # fmt: skip
-        nucleus = smallest_key_that_reaches(
-            share_of(total, top_p),
-            logits,
-            listed,
-            num_listed,
-            count,
-            best,
-            temperature,
-            True,
-            CHUNK,
+        target = share_of(total, top_p)
+        last = smallest_key_that_reaches(
+            target, logits, listed, num_listed, count, best, temperature, True, CHUNK
         )
-        last = tl.minimum(last, nucleus)
-    return tl.minimum(last, min_p_key)
+    return tl.minimum(last, min_p_key)  # at most LAST_KEY
