@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import psutil
+from processes import PATIENCE_S, alive, free_port, until
 
 REPO = Path(__file__).resolve().parents[1]
 KEYS = ("models=tiny-chat", "dtype=float32", "infer.device=cpu", "infer.num_blocks=512")
-START_TIMEOUT_S = 120.0  # torch alone takes many seconds to import on a busy machine
 
 
 class Server:
     """`python -m chitu_like`, or the same under torchrun with so many ranks."""
 
     def __init__(self, log_dir: Path, *keys: str, num_ranks: int | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
         command = [sys.executable, *(start if num_ranks else []), "-m", "chitu_like", *KEYS, *keys]
         self.process = subprocess.Popen(
@@ -39,7 +35,8 @@ class Server:
             text=True,
         )
         self.output: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.url = f"http://127.0.0.1:{self.port}"
         self._seen: list[psutil.Process] = []
 
@@ -53,14 +50,20 @@ class Server:
         self._seen = self.family()
         return self
 
+    def end(self) -> int:
+        """Wait for it to end, and for `output` to be whole; its exit code."""
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code
+
     def status(self, path: str) -> int:
         try:
-            return httpx.get(self.url + path, timeout=5.0).status_code
+            return httpx.get(self.url + path, timeout=10.0).status_code
         except httpx.TransportError:
             return 0
 
     def load(self) -> dict[str, float]:
-        found: dict[str, float] = httpx.get(self.url + "/load", timeout=5.0).json()
+        found: dict[str, float] = httpx.get(self.url + "/load", timeout=60.0).json()
         return found
 
     def client(self) -> openai.OpenAI:
@@ -78,7 +81,11 @@ class Server:
 
     def survivors(self) -> list[psutil.Process]:
         """Processes that were there when it was ready and still are."""
-        return [p for p in self._seen if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return alive(self._seen)
+
+    def until_gone(self) -> None:
+        """Wait until none of them is left."""
+        until(lambda: not self.survivors())
 
     def close(self) -> None:
         started = self.family() if self.process.poll() is None else []
@@ -86,13 +93,7 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-
-
-def until(condition: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)
+        print("".join(self.output))  # pytest shows it where the test has failed
 
 
 def long_stream(server: Server, max_tokens: int = 1500) -> Iterator[str]:

@@ -10,16 +10,18 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 from chitu_like import LLM, SamplingParams, rank
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.errors import PeerError
+from chitu_like.distributed.rendezvous import Joined
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.pending_step import PendingStep
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 BROKEN_STEP = 5
-COLLECTIVE_TIMEOUT_S = 5.0
+COLLECTIVE_TIMEOUT_S = 6.0
 
 
 def break_rank_1() -> None:
@@ -35,6 +37,16 @@ def break_rank_1() -> None:
         ModelRunner.launch = failing  # type: ignore[method-assign]
 
 
+def shorten_collectives() -> None:
+    """Less patience once the ranks have met, and all of it before."""
+    join = rank.join
+
+    def impatient(*where: Any, timeout_s: float, **how: Any) -> Joined:
+        return join(*where, timeout_s=COLLECTIVE_TIMEOUT_S, **how)
+
+    rank.join = impatient  # type: ignore[assignment]
+
+
 def main(what: str, *keys: str) -> None:
     if what == "meet" and os.environ["RANK"] == "1":
         os.environ["GLOO_SOCKET_IFNAME"] = "nowhere0"
@@ -43,13 +55,13 @@ def main(what: str, *keys: str) -> None:
     if what == "break":
         break_rank_1()
     if what == "idle":
-        rank.MEETING_TIMEOUT_S = COLLECTIVE_TIMEOUT_S
+        shorten_collectives()
     llm = LLM(*keys, progress=False)
     prompts = [[5, 6, 7], [8, 9]]
     try:
         answers = [llm.generate(prompts, GREEDY)]
         if what == "idle":
-            time.sleep(COLLECTIVE_TIMEOUT_S + 3.0)
+            time.sleep(COLLECTIVE_TIMEOUT_S + 1.0)
             answers.append(llm.generate(prompts, GREEDY))
     except PeerError as error:
         print(json.dumps({"error": str(error)}), flush=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from service_process import Server
 
-IDLE_S = 12.0
+IDLE_S = 8.0
 MOST_CPU = 0.05
 
 
@@ -28,9 +29,9 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [("infer.pp_size=2",), ("infer.tp_size=2", "infer.pp_size=2")])
-def test_idle_ranks_sleep(tmp_path, keys):
-    server = Server(tmp_path, *keys, num_ranks=2 ** len(keys))
+def test_idle_ranks_sleep(tmp_path: Path) -> None:
+    """Ranks in groups of both kinds; those of tensor parallelism alone: test_failure.py."""
+    server = Server(tmp_path, "infer.tp_size=2", "infer.pp_size=2", num_ranks=4)
     try:
         client = server.wait_ready().client()
 
@@ -42,7 +43,7 @@ def test_idle_ranks_sleep(tmp_path, keys):
 
         first = answer()
         shares = cpu_shares(server, IDLE_S)
-        assert len(shares) >= 2 + 2 ** len(keys)  # torchrun, its ranks, the front end
+        assert len(shares) >= 2 + 4  # torchrun, its ranks, the front end
         assert max(shares.values()) < MOST_CPU, shares
         assert answer() == first
     finally:

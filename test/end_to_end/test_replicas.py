@@ -12,10 +12,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from service_process import Server, long_stream, until
+from processes import is_alive, until
+from service_process import Server, long_stream
 
 pytestmark = pytest.mark.slow
 STALL_S = 4.0
+NOTICED_WITHIN_S = STALL_S + 26.0  # on a busy machine; 60 s are the default
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def rank_of(server: Server, rank: int) -> psutil.Process:
 
 
 def get(server: Server, path: str) -> httpx.Response:
-    return httpx.get(server.url + path, timeout=10.0)
+    return httpx.get(server.url + path, timeout=60.0)
 
 
 def metric(server: Server, series: str) -> float:
@@ -65,14 +67,14 @@ class Streams:
 
     def wait(self) -> collections.Counter[str]:
         """How they ended: done or error."""
-        self._thread.join(120)
+        self._thread.join(300)
         assert not self._thread.is_alive()
         return self.ends
 
     async def _ask_all(self) -> None:
         num_streams, max_tokens = self._sizes
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=300, limits=limits) as client:
             await asyncio.gather(*(self._ask(client, i, max_tokens) for i in range(num_streams)))
 
     async def _ask(self, client: httpx.AsyncClient, index: int, max_tokens: int) -> None:
@@ -95,32 +97,28 @@ def test_instances_share_the_load_and_are_lost_alone(start: Callable[..., Server
     server = start(replicas=3)
     assert get(server, "/health").json()["status"] == "ok"
 
-    streams = Streams(server, 64, max_tokens=150)
-    until(lambda: sum(running(server, 3)) == 64, 30.0)
-    assert max(running(server, 3)) - min(running(server, 3)) <= 1
-    lost_one = rank_of(server, 1)
-    lost_one.kill()
-    until(lambda: get(server, "/health").json()["status"] == "degraded", 5.0)
+    streams = Streams(server, 24, max_tokens=400)
+    until(lambda: running(server, 3) == [8, 8, 8])
+    rank_of(server, 1).kill()
+    until(lambda: get(server, "/health").json()["status"] == "degraded", NOTICED_WITHIN_S)
     assert get(server, "/health").json()["instances_up"] == 2
     assert metric(server, "chitu_like:instances_up") == 2
     assert complete(server)
-    ends = streams.wait()
-    assert 21 <= ends["error"] <= 22
-    assert ends["done"] == 64 - ends["error"]
+    assert streams.wait() == {"error": 8, "done": 16}
 
     streams = Streams(server, 8, max_tokens=600)
-    until(lambda: sum(running(server, 3)) == 8, 30.0)
+    until(lambda: running(server, 3) == [4, 0, 4])
     stopped = rank_of(server, 2)
     stopped.suspend()
-    until(lambda: metric(server, "chitu_like:instances_up") == 1, 2 * STALL_S + 2)
-    until(lambda: not stopped.is_running(), 5.0)  # it was killed where it stood
+    until(lambda: metric(server, "chitu_like:instances_up") == 1, NOTICED_WITHIN_S)
+    until(lambda: not is_alive(stopped))  # it was killed where it stood
     assert streams.wait() == {"error": 4, "done": 4}
     assert complete(server)
     assert get(server, "/ready").status_code == 200
 
     rank_of(server, 0).parent().send_signal(signal.SIGTERM)
-    assert server.process.wait(30) != 0  # two supervisors end with 1: their ranks were lost
-    until(lambda: not server.survivors(), 10.0)
+    assert server.end() != 0  # two supervisors end with 1: their ranks were lost
+    server.until_gone()
     said = "".join(server.output)
     assert "rank 1 of instance 1 is lost: it was ended by SIGKILL" in said
     assert "no step for 4 s" in said
@@ -130,13 +128,13 @@ def test_a_drain_ends_all_with_0_and_leaves_nothing(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = start(replicas=2)
-    lines = long_stream(server, max_tokens=100)
+    lines = long_stream(server, max_tokens=600)
     next(lines)
     rank_of(server, 0).parent().send_signal(signal.SIGTERM)
-    until(lambda: server.status("/ready") == 503, 10.0)
+    until(lambda: server.status("/ready") == 503)
     assert [line for line in lines if line][-1] == "data: [DONE]"
-    assert server.process.wait(30) == 0, "".join(server.output)
-    until(lambda: not server.survivors(), 10.0)
+    assert server.end() == 0
+    server.until_gone()
     (logs,) = (path for path in tmp_path.iterdir() if path.is_dir())
     names = ["http.log", "rank0.log", "rank1.log", "supervisor.log"]
     assert sorted(path.name for path in logs.iterdir()) == names
@@ -153,15 +151,15 @@ def test_no_rank_outlives_its_job(start: Callable[..., Server], victim: str) -> 
         next(p for p in server.family() if "chitu_like.server" in p.cmdline()).kill()
     else:
         rank_of(server, 0 if victim == "head" else 1).parent().kill()
-    assert server.process.wait(60) != 0
-    until(lambda: not server.survivors(), 10.0)
+    assert server.end() != 0
+    server.until_gone()
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_line_and_ends_all(
     start: Callable[..., Server],
 ) -> None:
     server = start("models.hf_overrides.intermediate_size=100", replicas=2, wait=False)
-    assert server.process.wait(60) != 0
+    assert server.end() != 0
     said = [line for line in server.output if line.startswith("chitu_like: ")]
     assert len(said) == 1, "".join(server.output)
     assert "does not fit its config.json" in said[0]
@@ -170,17 +168,17 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_ends_all(
 def test_instances_of_two_ranks_lose_both_and_give_the_same_tokens(
     start: Callable[..., Server],
 ) -> None:
-    server = start(replicas=2, tp_size=2)
+    server = start("router.policy=round_robin", replicas=2, tp_size=2)
     texts = {complete(server, 30) for _ in range(4)}
     assert len(texts) == 1
-    streams = Streams(server, 8, max_tokens=400)
-    until(lambda: running(server, 2) == [4, 4], 30.0)
+    streams = Streams(server, 8, max_tokens=200)
+    until(lambda: running(server, 2) == [4, 4])
     leader, worker = rank_of(server, 2), rank_of(server, 3)
     worker.kill()
-    until(lambda: get(server, "/health").json()["status"] == "degraded", STALL_S + 5)
-    until(lambda: not leader.is_running() and not worker.is_running(), 5.0)
+    until(lambda: get(server, "/health").json()["status"] == "degraded", NOTICED_WITHIN_S)
+    until(lambda: not is_alive(leader) and not is_alive(worker))
     assert streams.wait() == {"error": 4, "done": 4}
     assert {complete(server, 30)} == texts
     rank_of(server, 0).parent().send_signal(signal.SIGTERM)
-    assert server.process.wait(30) != 0
-    until(lambda: not server.survivors(), 10.0)
+    assert server.end() != 0
+    server.until_gone()

@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from service_process import KEYS, REPO, Server, long_stream, until
+from processes import until
+from service_process import KEYS, REPO, Server, long_stream
 
 from chitu_like import LLM, SamplingParams
 
@@ -102,7 +103,7 @@ def test_a_client_that_leaves_frees_its_blocks(server: Server):
         next(lines)
     assert server.load()["num_requests_running"] == 1
     lines.close()  # type: ignore[attr-defined]
-    until(lambda: server.load()["num_requests_running"] == 0, 10.0)
+    until(lambda: server.load()["num_requests_running"] == 0)
     assert server.load()["kv_cache_usage"] == 0.0
 
 
@@ -140,7 +141,7 @@ def test_an_idle_service_uses_no_cpu(server: Server):
     def used_s() -> float:
         return sum(sum(process.cpu_times()[:2]) for process in family)
 
-    until(lambda: server.load()["num_requests_running"] == 0, 10.0)
+    until(lambda: server.load()["num_requests_running"] == 0)
     time.sleep(1.0)
     before = used_s()
     time.sleep(3.0)
@@ -167,39 +168,37 @@ def test_sigterm_drains_and_exits_with_0(own: list[Server], tmp_path: Path, torc
     server = Server(tmp_path, num_ranks=1 if torchrun else None)
     own.append(server)
     server.wait_ready()
-    family = server.family()
-    lines = long_stream(server, max_tokens=200)
+    lines = long_stream(server, max_tokens=600)
     next(lines)
     server.leader().send_signal(signal.SIGTERM)
-    until(lambda: server.status("/ready") == 503, 10.0)
-    refused = httpx.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=10.0)
+    until(lambda: server.status("/ready") == 503)
+    refused = httpx.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=60.0)
     assert refused.status_code == 503
     assert "retry-after" in refused.headers
     rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-    assert server.process.wait(30) == 0, "".join(server.output)
-    until(lambda: not any(process.is_running() for process in family), 10.0)
+    assert server.end() == 0
+    server.until_gone()
     for log in tmp_path.glob("*/*.log"):
         assert " ERROR " not in log.read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("torchrun", [False, True])
-def test_a_killed_engine_is_told_to_every_client(own: list[Server], tmp_path: Path, torchrun: bool):
-    server = Server(tmp_path, num_ranks=1 if torchrun else None)
+def test_a_killed_engine_is_told_to_every_client(own: list[Server], tmp_path: Path):
+    """Under torchrun: test_failure.py."""
+    server = Server(tmp_path)
     own.append(server)
     server.wait_ready()
-    family = server.family()
     lines = long_stream(server)
     next(lines)
     killed_s = time.monotonic()
     server.leader().kill()
     frames = [line for line in lines if line]
-    assert time.monotonic() - killed_s < 10.0
+    assert time.monotonic() - killed_s < 30.0  # a stall would be noticed after 60 s
     assert any('"error"' in frame for frame in frames[-2:])
-    assert server.process.wait(60) != 0
-    until(lambda: not any(process.is_running() for process in family), 10.0)
+    assert server.end() != 0
+    server.until_gone()
 
 
 @pytest.mark.slow
@@ -210,10 +209,12 @@ def test_a_stalled_engine_is_noticed_dumped_and_ended(own: list[Server], tmp_pat
     lines = long_stream(server)
     next(lines)
     server.leader().send_signal(signal.SIGSTOP)
+    stopped_s = time.monotonic()
     frames = [line for line in lines if line]
+    assert time.monotonic() - stopped_s < 30.0  # 60 s are the default
     assert any('"error"' in frame for frame in frames[-2:])
-    until(lambda: server.status("/health") in (0, 503), 10.0)
-    assert server.process.wait(30) != 0
+    until(lambda: server.status("/health") in (0, 503))
+    assert server.end() != 0
 
 
 @pytest.mark.slow
@@ -222,7 +223,7 @@ def test_a_dead_front_end_ends_the_engine(own: list[Server], tmp_path: Path):
     own.append(server)
     server.wait_ready()
     next(p for p in server.family() if "chitu_like.server" in p.cmdline()).kill()
-    assert server.process.wait(30) == 1
+    assert server.end() == 1
 
 
 @pytest.mark.slow
@@ -237,7 +238,7 @@ def test_a_front_end_that_dies_while_it_drains_ends_the_engine(own: list[Server]
     server.leader().send_signal(signal.SIGTERM)
     time.sleep(0.5)
     front_end.kill()
-    assert server.process.wait(30) == 1
+    assert server.end() == 1
 
 
 @pytest.mark.parametrize(
@@ -264,6 +265,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, key: str, says: s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_said_at_start_and_of_a_request_and_what_is_not(tmp_path: Path):
     keys = ("serve.api_keys=[sk-hush]", "infer.stop_with_eos=False", "serve.model_name=mine")
     server = Server(tmp_path, *keys).wait_ready()
@@ -276,7 +278,7 @@ def test_what_is_said_at_start_and_of_a_request_and_what_is_not(tmp_path: Path):
         assert answer.usage.completion_tokens == 150  # the answer itself is shorter
     finally:
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
+        assert server.end() == 0
     said = "".join(server.output)
     for part in ("infer.num_blocks", "auto: ", "weights", "KV cache", "requests of", "tp 1 x pp 1"):
         assert part in said, part

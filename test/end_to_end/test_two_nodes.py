@@ -11,12 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import PATIENCE_S, until
 
 from chitu_like import LLM, SamplingParams
 
@@ -30,7 +30,6 @@ HEAD, OTHER = "10.217.44.2", "10.217.44.1"
 PORT = 21002
 KEYS = ("models=tiny-chat", "dtype=float32", "infer.device=cpu", "infer.num_blocks=256")
 QUESTION = [{"role": "user", "content": "What is a paged KV cache?"}]
-TIMEOUT_S = 180.0  # torch alone takes many seconds to import on a busy machine
 ASK = """
 import sys, urllib.request
 call = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
@@ -96,23 +95,17 @@ class Job:
         self.lines.extend(iter(self.process.stdout.readline, ""))
 
     def wait_for(self, text: str) -> None:
-        deadline_s = time.monotonic() + TIMEOUT_S
-        while not any(text in line for line in self.lines):
-            assert self.process.poll() is None, self.output()
-            assert time.monotonic() < deadline_s, self.output()
-            time.sleep(0.05)
+        until(lambda: self.process.poll() is not None or text in self.output())
+        assert text in self.output(), self.output()
 
     def output(self) -> str:
         return "".join(self.lines)
 
     def end(self) -> int:
         """Exit code, once everything in both namespaces has ended."""
-        code = self.process.wait(TIMEOUT_S)
-        self._reader.join(10.0)
-        deadline_s = time.monotonic() + 10.0
-        while left := [process for host in (HEAD, OTHER) for process in processes_in(host)]:
-            assert time.monotonic() < deadline_s, left
-            time.sleep(0.05)
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        until(lambda: not any(processes_in(host) for host in (HEAD, OTHER)))
         return code
 
     def close(self) -> None:
@@ -175,10 +168,8 @@ def test_ctrl_c_leaves_no_process_on_any_node(jobs: list[Job], tmp_path: Path) -
 def test_a_killed_rank_ends_both_nodes(jobs: list[Job], tmp_path: Path) -> None:
     jobs.append(job := Job(tmp_path, 1, str(HERE / "all_reduce.py"), "wait", str(tmp_path)))
     job.wait_for("rank 1 ")
-    deadline_s = time.monotonic() + 10
-    while not (file := tmp_path / "1").exists() or not file.read_text():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    file = tmp_path / "1"
+    until(lambda: file.exists() and file.read_text() != "")
     os.kill(int(file.read_text()), signal.SIGKILL)
     assert job.end() == 1
     assert f"==> {OTHER} ended with code 1: ending the job" in job.output()
