@@ -22,20 +22,26 @@ HEADS = 8  # of a program; a guess, not measured yet
 def _load_turned(
     heads, dims, mask, weight, cos, sin, eps,
     HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Heads [HEADS, DIMS] in float32, normalised unless weight is None, and rotated.
 
-    A component's partner is read again, from the cache of the multiprocessor.
+    A component's partner is read again, from the cache of the multiprocessor. The weight is read
+    before the kernel waits: since its last use all other weights have passed through the L2 cache.
     """
     half: tl.constexpr = ROTARY_DIM // 2
     is_turned = dims < ROTARY_DIM
     partner = dims ^ 1 if INTERLEAVED else tl.where(dims < half, dims + half, dims - half)
+    if weight is not None:
+        gain = tl.load(weight + dims, mask=dims < HEAD_DIM, other=0.0).to(tl.float32)
+        other_gain = tl.load(weight + partner, mask=is_turned, other=0.0).to(tl.float32)
+    wait_for_previous(PDL)
     x = tl.load(heads + dims, mask=mask, other=0.0).to(tl.float32)
     other = tl.load(heads + partner, mask=mask & is_turned, other=0.0).to(tl.float32)
     if weight is not None:
         scale = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + eps)[:, None]
-        x *= scale * tl.load(weight + dims, mask=dims < HEAD_DIM, other=0.0).to(tl.float32)
-        other *= scale * tl.load(weight + partner, mask=is_turned, other=0.0).to(tl.float32)
+        x *= scale * gain
+        other *= scale * other_gain
     turn_cos = tl.load(cos + dims, mask=is_turned, other=1.0).to(tl.float32)
     turn_sin = tl.load(sin + dims, mask=is_turned, other=0.0).to(tl.float32)
     return x * turn_cos + other * turn_sin
@@ -60,28 +66,29 @@ def _rope_store_kernel(
     q = qkv + token * token_stride
     k = q + NUM_HEADS * HEAD_DIM
     v = k + NUM_KV_HEADS * HEAD_DIM
-    wait_for_previous(PDL)
     if program < q_programs:
         head = program * HEADS + row
         mask = (head < NUM_HEADS) & (dims < HEAD_DIM)
         turned = _load_turned(
             q + head * HEAD_DIM, dims, mask, q_weight, cos, sin, eps,
-            HEAD_DIM, ROTARY_DIM, INTERLEAVED,
+            HEAD_DIM, ROTARY_DIM, INTERLEAVED, PDL,
         )  # fmt: skip
         at = token * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM + dims
         tl.store(q_out + at, turned.to(q_out.dtype.element_ty), mask=mask)
     else:
-        slot = tl.load(slot_mapping + token) * (NUM_KV_HEADS * HEAD_DIM)
         head = (program - q_programs) % kv_programs * HEADS + row
         mask = (head < NUM_KV_HEADS) & (dims < HEAD_DIM)
-        at = slot + head * HEAD_DIM + dims
+        in_slot = head * HEAD_DIM + dims
         if program < q_programs + kv_programs:
             turned = _load_turned(
                 k + head * HEAD_DIM, dims, mask, k_weight, cos, sin, eps,
-                HEAD_DIM, ROTARY_DIM, INTERLEAVED,
+                HEAD_DIM, ROTARY_DIM, INTERLEAVED, PDL,
             )  # fmt: skip
+            at = tl.load(slot_mapping + token) * (NUM_KV_HEADS * HEAD_DIM) + in_slot
             tl.store(k_cache + at, turned.to(k_cache.dtype.element_ty), mask=mask)
         else:
+            wait_for_previous(PDL)
+            at = tl.load(slot_mapping + token) * (NUM_KV_HEADS * HEAD_DIM) + in_slot
             value = tl.load(v + head * HEAD_DIM + dims, mask=mask)
             tl.store(v_cache + at, value.to(v_cache.dtype.element_ty), mask=mask)
 
