@@ -237,6 +237,39 @@ def test_kv_store(dtype: torch.dtype, num_tokens: int, num_kv_heads: int) -> Non
         assert torch.equal(cache, expected_cache)
 
 
+def test_a_token_gets_the_same_bits_in_any_company() -> None:
+    """What infer.deterministic builds on."""
+    dtype, width, count = torch.bfloat16, 9 * 64, 200
+    x, residual = (random(count, width, dtype=dtype) for _ in range(2))
+    weight, head_weight = random(width, dtype=dtype), random(64, dtype=dtype)
+    ids = torch.arange(count, device=DEVICE)
+    positions, frequencies = ids * 7, torch.rand(32).to(DEVICE)
+    norms = HeadNorms(head_weight, head_weight, EPS)
+
+    def compute(rows: slice) -> list[Tensor]:
+        part, stream = x[rows], residual[rows].clone()
+        caches = [torch.zeros(count, 1, 2, 64, dtype=dtype, device=DEVICE) for _ in range(2)]
+        angles = rotary_kernel.rotation(
+            positions[rows], frequencies, interleaved=False, scale=1.0, dtype=dtype
+        )
+        q = rope_store_kernel.qk_norm_rope_store(part, norms, angles, False, *caches, ids[rows])
+        return [
+            norm_kernel.rms_norm(part, weight, EPS),
+            norm_kernel.add_rms_norm(part, stream, weight, EPS),
+            norm_kernel.layer_norm(part, weight, None, EPS),
+            embedding_kernel.embed_rms_norm(ids[rows], x, weight, EPS)[1],
+            activation_kernel.act_and_mul(part, "silu"),
+            q,
+            *(cache[rows] for cache in caches),
+        ]
+
+    together = compute(slice(None))
+    for token in (0, 1, count - 1):
+        alone = compute(slice(token, token + 1))
+        for found, expected in zip(alone, together, strict=True):
+            assert torch.equal(found[0], expected[token])
+
+
 def test_slots_beyond_2_to_the_31_elements_are_reached() -> None:
     num_blocks = 2**31 // (16 * 2 * 64) + 2
     # Never filled: on a CPU only what is written takes memory.
