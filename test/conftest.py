@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import sys
 
 import pytest
@@ -16,6 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs a download is 
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 for _proxy_exception in ("NO_PROXY", "no_proxy"):
     os.environ[_proxy_exception] = "127.0.0.1,localhost,::1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED = 20240229
 

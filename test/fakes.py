@@ -155,7 +155,7 @@ class FakeEngine:
         self._stopped.set()
         self._thread.join(10)
 
-    def wait_until(self, is_true: Callable[[FakeEngine], bool], timeout_s: float = 10.0) -> None:
+    def wait_until(self, is_true: Callable[[FakeEngine], bool], timeout_s: float = 60.0) -> None:
         """Wait until something holds of this engine; fail the test if it never does."""
         deadline_s = time.monotonic() + timeout_s
         while not is_true(self):

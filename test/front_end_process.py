@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import openai
 from fakes import FakeEngine
+from processes import PATIENCE_S
 
 from chitu_like.server.front_end_config import FrontEndConfig
 
@@ -46,12 +47,28 @@ class Service:
         self.port = self.first_event.get("port", 0)
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def wait_ready(self, timeout_s: float = 20.0) -> Service:
+    def wait_ready(self, timeout_s: float = PATIENCE_S) -> Service:
         deadline_s = time.monotonic() + timeout_s
-        while httpx.get(f"{self.url}/ready").status_code != 200:
+        while httpx.get(f"{self.url}/ready", timeout=60.0).status_code != 200:
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
         return self
+
+    def end(self) -> int:
+        """Wait for it to end; its exit code."""
+        return self.process.wait(PATIENCE_S)
+
+    def is_healthy(self) -> bool:
+        """What a probe finds; one that comes when the process has ended finds nobody."""
+        try:
+            return httpx.get(f"{self.url}/health", timeout=60.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def metric(self, series: str) -> float:
+        """The value in the first line of /metrics that begins so."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=60.0).text.splitlines()
+        return float(next(line for line in lines if line.startswith(series)).rpartition(" ")[2])
 
     def order(self, command: str, **details: object) -> None:
         assert self.process.stdin is not None
@@ -64,14 +81,14 @@ class Service:
 
     def openai(self, api_key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30.0
+            base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=60.0
         )
 
     def post(self, path: str, body: object, **options: Any) -> httpx.Response:
         content = json.dumps(body)  # in ASCII: a lone surrogate is an escape
         headers = {"Content-Type": "application/json", **options.pop("headers", {})}
         return httpx.post(
-            f"{self.url}{path}", content=content, headers=headers, timeout=30.0, **options
+            f"{self.url}{path}", content=content, headers=headers, timeout=60.0, **options
         )
 
     def chat(self, **fields: Any) -> httpx.Response:

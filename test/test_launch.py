@@ -109,6 +109,7 @@ sys.exit(launch(["infer.tp_size=2", "infer.device=cpu"]))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_rank_that_waits_for_a_leader_who_never_comes(tmp_path: Path) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     dist.PrefixStore("chitu_like/none/0", store).set("secret", "s")

@@ -7,6 +7,7 @@ import pytest
 from distributed.ranks import run_ranks
 
 
+@pytest.mark.slow
 def test_a_ranks_traceback_reaches_the_test() -> None:
     with pytest.raises(AssertionError, match=r"(?s)rank 0: Traceback.*math domain error"):
         run_ranks(math.log, 2)

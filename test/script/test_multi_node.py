@@ -312,6 +312,7 @@ def test_a_node_that_fails_ends_the_others_and_its_code_comes_back(
     assert launch.torchruns()[survivor]["stops"] == 1
 
 
+@pytest.mark.slow
 def test_a_host_that_cannot_be_reached_ends_the_job(cluster: Cluster) -> None:
     words = ("localhost,unreachable", "1", "x.py")
     launch = cluster.start("ssh_multi_node.sh", *words, TORCHRUN_DOES="drain")

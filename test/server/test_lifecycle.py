@@ -21,7 +21,7 @@ from front_end_process import Service, Start
 ENDLESS: dict[str, Any] = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True}
 
 
-def wait_for(is_true: Any, timeout_s: float = 10.0) -> None:
+def wait_for(is_true: Any, timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < deadline_s, f"never came true within {timeout_s} s"
@@ -154,7 +154,7 @@ def test_keys_guard_what_costs_and_leave_health_open(start: Start) -> None:
         service.post("/admin/drain", {}, headers={"Authorization": "Bearer boss"}).status_code
         == 200
     )
-    assert service.process.wait(10) == 0
+    assert service.end() == 0
 
 
 def test_admin_routes_are_off_without_their_key(service: Service) -> None:
@@ -195,7 +195,7 @@ def test_draining_finishes_open_requests_refuses_new_ones_and_exits_0(start: Sta
         assert "retry-after" in refused.headers
         assert open_one.result().text.endswith("data: [DONE]\n\n")
         assert '"finish_reason":"stop"' in open_one.result().text
-    assert service.process.wait(10) == 0
+    assert service.end() == 0
     assert service.engine.was_shut_down
 
 
@@ -206,7 +206,7 @@ def test_draining_ends_in_time(start: Start) -> None:
         service.engine.wait_until(lambda engine: engine.num_open == 1)
         service.order("drain")
         assert "shutting down" in last_error(open_one.result().text)["message"]
-    assert service.process.wait(5) == 0
+    assert service.end() == 0
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_every_client_hears_of_a_failure_and_the_process_ends(start: Start, caus
         ]
         whole = threads.submit(service.post, "/v1/completions", ENDLESS)
         service.engine.wait_until(lambda engine: engine.num_open == 3)
-        time.sleep(0.1)
+        wait_for(lambda: service.metric("vllm:generation_tokens_total{") > 6)  # all have begun
         began_s = time.monotonic()
         if cause == "stdin closed":
             service.lose_leader()
@@ -238,9 +238,9 @@ def test_every_client_hears_of_a_failure_and_the_process_ends(start: Start, caus
             assert error["code"] == "engine_failed"
             assert "secret" not in error["message"]
         assert whole.result().status_code == 503
-        assert httpx.get(f"{service.url}/health").status_code == 503
-    assert service.process.wait(5) == 1
-    assert time.monotonic() - began_s < 3
+        assert not service.is_healthy()
+    assert service.end() == 1
+    assert time.monotonic() - began_s < 20  # a stall would be noticed after 60 s
 
 
 @pytest.mark.slow
@@ -261,9 +261,9 @@ def test_a_stalled_leader_is_told_to_dump_then_killed(start: Start) -> None:
     service.engine.is_stalled = True
     response = service.post("/v1/completions", {**ENDLESS, "stream": True})
     assert response.status_code == 503 or last_error(response.text)["code"] == "engine_failed"
-    assert httpx.get(f"{service.url}/health").status_code == 503
-    assert service.process.wait(10) == 1
-    _, stacks = leader.communicate(timeout=5)
+    assert not service.is_healthy()
+    assert service.end() == 1
+    _, stacks = leader.communicate(timeout=60)
     assert leader.returncode == -signal.SIGKILL
     assert "most recent call first" in stacks
 
@@ -273,7 +273,7 @@ def test_the_leaders_death_is_seen_even_if_its_pipe_stays_open(start: Start) -> 
     service = start(leader_pid=leader.pid)
     leader.kill()
     leader.wait()
-    assert service.process.wait(5) == 1
+    assert service.end() == 1
 
 
 def test_signals_to_the_process_group_do_not_end_it(start: Start) -> None:
@@ -291,7 +291,7 @@ def test_a_port_in_use_is_the_users_mistake_in_one_line(start: Start) -> None:
         assert service.first_event["event"] == "failed"
         assert str(port) in service.first_event["message"]
         assert "serve.port" in service.first_event["message"]
-        assert service.process.wait(5) == 2
+        assert service.end() == 2
 
 
 def test_a_missing_tokenizer_is_the_users_mistake(start: Start, tmp_path: Any) -> None:
@@ -301,7 +301,7 @@ def test_a_missing_tokenizer_is_the_users_mistake(start: Start, tmp_path: Any) -
     event = json.loads(service.process.stdout.readline())
     assert event["event"] == "failed"
     assert "tokenizer" in event["message"]
-    assert service.process.wait(5) == 2
+    assert service.end() == 2
 
 
 @pytest.mark.slow

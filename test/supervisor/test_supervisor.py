@@ -26,7 +26,9 @@ FAKE_RANK = Path(__file__).with_name("fake_rank.py")
 FOLLOWER = """
 import sys
 from chitu_like.supervisor.follower import Follower
+from chitu_like.supervisor import child
 from chitu_like.supervisor.messages import Begin
+child.NOTICE_S = 0.2  # a fake rank finds nothing out by itself
 program = (sys.executable, *sys.argv[2:])
 sys.exit(Follower(int(sys.argv[1]), silence_s=60.0, program=program).run(Begin("{}")))
 """
@@ -122,6 +124,7 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+    monkeypatch.setattr("chitu_like.supervisor.child.NOTICE_S", 0.2)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
