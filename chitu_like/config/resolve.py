@@ -200,8 +200,10 @@ class _Resolver:
         asked = self.config.infer.op_impl
         if asked == "triton" and on_cpu:
             raise ConfigError("infer.op_impl=triton: needs a CUDA device; use auto or torch")
-        reason = "the only one on cpu" if on_cpu else "triton is there, and not measured yet"
-        return self._name("infer.op_impl", asked, "torch", reason)
+        auto, reason = "triton", "torch's own sampling would wait for the device in every step"
+        if on_cpu:
+            auto, reason = "torch", "the only one on cpu"
+        return self._name("infer.op_impl", asked, auto, reason)
 
     def _use_cuda_graph(self, on_cpu: bool, attn_type: str) -> bool:
         asked = self.config.infer.use_cuda_graph

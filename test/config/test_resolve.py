@@ -63,7 +63,7 @@ def test_a_cpu() -> None:
 def test_a_gpu() -> None:
     done = resolved(H200)
     assert (done.device, done.block_size, done.max_num_batched_tokens) == ("cuda", 16, 8192)
-    assert done.op_impl == "torch"
+    assert done.op_impl == "triton"
     assert done.swap_space_bytes == 4 * GIB
     assert reason(done, "infer.device") == "NVIDIA H200"
     small_host = resolved(replace(H200, host_free_bytes=2 * GIB))
@@ -73,14 +73,11 @@ def test_a_gpu() -> None:
 def test_what_is_not_measured_on_a_gpu_must_be_asked_for() -> None:
     both = replace(H200, has_triton=True, has_flashinfer=True)
     done = resolved(both)
-    assert (done.attn_type, done.op_impl, done.use_cuda_graph) == ("sdpa", "torch", False)
+    assert (done.attn_type, done.use_cuda_graph) == ("sdpa", False)
     assert reason(done, "infer.attn_type") == "flashinfer is there, and not measured yet"
     assert reason(resolved(H200), "infer.attn_type") == "FlashInfer is not installed, nor is Triton"
-    done = resolved(
-        both, "infer.attn_type=flashinfer+xqa", "infer.op_impl=triton", "infer.use_cuda_graph=true"
-    )
-    assert (done.attn_type, done.op_impl) == ("flashinfer+xqa", "triton")
-    assert done.use_cuda_graph
+    done = resolved(both, "infer.attn_type=flashinfer+xqa", "infer.use_cuda_graph=true")
+    assert (done.attn_type, done.use_cuda_graph) == ("flashinfer+xqa", True)
 
 
 @pytest.mark.parametrize("attn_type", ["ref", "sdpa"])
