@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -178,15 +178,18 @@ class FlashAttnBackend:
 
     Args:
         spec: the model's attention.
+        version: of FlashAttention; None: 3 where it is installed.
 
-    Raises: UnsupportedError if neither version is installed.
+    Raises: UnsupportedError if it is not installed.
     """
 
     supports_cuda_graph: ClassVar[bool] = True
 
-    def __init__(self, spec: AttentionSpec) -> None:
+    def __init__(self, spec: AttentionSpec, *, version: Literal[2, 3] | None = None) -> None:
         self._device = spec.device
-        self._flash: FlashAttention = FlashAttention3() if _has_version_3() else FlashAttention2()
+        if version is None:
+            version = 3 if _has_version_3() else 2
+        self._flash: FlashAttention = FlashAttention3() if version == 3 else FlashAttention2()
 
     @classmethod
     def supports(cls, spec: AttentionSpec) -> str | None:

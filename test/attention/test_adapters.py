@@ -34,11 +34,12 @@ from chitu_like.attention.base import (
     LayerKVCache,
     attention_backends,
 )
-from chitu_like.attention.composed import compose
-from chitu_like.attention.flash_attn import FlashAttention2, FlashAttnBackend
+from chitu_like.attention.composed import ComposedMetadata, compose
+from chitu_like.attention.flash_attn import FlashAttnBackend
 from chitu_like.attention.flashinfer import FlashInferBackend
-from chitu_like.attention.ref import RefBackend
+from chitu_like.attention.ref import RefBackend, RefMetadata
 from chitu_like.attention.sdpa import SdpaBackend
+from chitu_like.attention.sdpa_plan import SdpaMetadata
 from chitu_like.attention.xqa import XqaBackend
 from chitu_like.config.attention_choice import choose_attention
 from chitu_like.config.device_facts import DeviceFacts
@@ -48,16 +49,10 @@ from chitu_like.worker.options import make_backend
 Build = Callable[[AttentionSpec], AttentionBackend]
 
 
-def flash_attn_2(spec: AttentionSpec) -> FlashAttnBackend:
-    backend = FlashAttnBackend(spec)
-    backend._flash = FlashAttention2()
-    return backend
-
-
 ADAPTERS: dict[str, Build] = {
     "flashinfer": lambda spec: FlashInferBackend(spec, num_sms=4, use_tensor_cores=True),
     "flashinfer, cores": lambda spec: FlashInferBackend(spec, num_sms=4, use_tensor_cores=False),
-    "flash_attn 2": flash_attn_2,
+    "flash_attn 2": lambda spec: FlashAttnBackend(spec, version=2),
     "flash_attn 3": FlashAttnBackend,
     "flashinfer+xqa": lambda spec: compose(FlashInferBackend(spec, num_sms=4), XqaBackend(spec)),
     "sdpa+flashinfer": lambda spec: compose(SdpaBackend(spec), FlashInferBackend(spec, num_sms=4)),
@@ -229,8 +224,11 @@ def test_a_pair_is_captured_where_its_decodes_can_be() -> None:
 
 def test_options_name_one_backend_or_two() -> None:
     assert isinstance(make_backend(tiny_options(attn_type="sdpa")), SdpaBackend)
-    pair = make_backend(tiny_options(attn_type="sdpa+ref"))
-    assert (type(pair._prefill), type(pair._decode)) == (SdpaBackend, RefBackend)
+    options = tiny_options(attn_type="sdpa+ref")
+    batch, _ = make_batch(options.attention_spec, BATCHES["mixed"], scattered=True)
+    plan = make_backend(options).plan(batch)
+    assert isinstance(plan, ComposedMetadata)
+    assert (type(plan.prefill), type(plan.decode)) == (SdpaMetadata, RefMetadata)
     with pytest.raises(UnsupportedError) as refusal:
         make_backend(tiny_options(attn_type="sdpa+triton"))
     assert str(refusal.value) == (

@@ -255,6 +255,34 @@ def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
         assert_op_close(replay(), expected)
 
 
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter launches nothing early")
+@pytest.mark.parametrize("fused_merge", [False, True])
+def test_kernels_that_start_early_compute_the_same(fused_merge: bool) -> None:
+    """Layer after layer in one graph, each of which reads what the one before wrote."""
+    spec = make_spec(32, 8, head_dim=128, dtype=torch.bfloat16)
+    batch, q = make_batch(spec, [(1, random.randint(1, 3000)) for _ in range(4)])
+
+    def layers(pdl: bool) -> Tensor:
+        backend = TritonBackend(spec, fused_merge=fused_merge, pdl=pdl)
+        plan = backend.plan_capture(batch)
+
+        def run() -> Tensor:
+            hidden = q
+            for _ in range(50):
+                hidden = backend.run(hidden, batch.kv_caches[0], plan, scale=0.1, window=None)
+            return hidden
+
+        run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run()
+        graph.replay()
+        torch.cuda.synchronize()
+        return out
+
+    assert torch.equal(layers(pdl=True), layers(pdl=False))
+
+
 @pytest.mark.parametrize(
     ("num_reqs", "window"),
     [(16, None), *(pytest.param(64, window, marks=pytest.mark.slow) for window in (None, 40))],
