@@ -1,9 +1,10 @@
 """Search the tiles of the paged attention kernels (ops/attention_tiles.py) on a CUDA device.
 
 Decode first: every tile with as many splits as fill the device four times over, then the best tiles
-with more and fewer splits and with programmatic dependent launch. Then prefill. A candidate's score is
-the geometric mean, over the points, of its time against the best at that point: no point decides
-alone. Kernels are compiled ahead in several processes, which Triton's cache on the disk brings together.
+with more and fewer splits, with programmatic dependent launch and with a fused merge. Then prefill. A
+candidate's score is the geometric mean, over the points, of its time against the best at that point: no
+point decides alone. Kernels are compiled ahead in several processes, which Triton's cache on the disk
+brings together.
 """
 
 from __future__ import annotations
@@ -47,11 +48,13 @@ class Candidate:
         tiling: tiles of both; one of them is searched at a time.
         waves: decode programs for each multiprocessor.
         pdl: programmatic dependent launch.
+        fused_merge: the last split of a decode merges them all.
     """
 
     tiling: Tiling
     waves: int = WAVES
     pdl: bool = False
+    fused_merge: bool = False
 
     def backend(self, at: Setting) -> TritonBackend:
         """One that cuts so."""
@@ -60,6 +63,7 @@ class Candidate:
             attention_spec(at),
             tiling=self.tiling,
             num_programs=self.waves * device.multi_processor_count,
+            fused_merge=self.fused_merge,
             pdl=self.pdl,
         )
 
@@ -88,9 +92,11 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     base = tiling_for(decodes[0].spec.head_dim, decodes[0].dtype)
     first = search(decode_candidates(base), decodes, options.jobs)
     second = [
-        Candidate(tiling=scored.candidate.tiling, waves=waves, pdl=pdl)
+        Candidate(tiling=scored.candidate.tiling, waves=waves, pdl=pdl, fused_merge=fused_merge)
         for scored in first[:NUM_BEST]
-        for waves, pdl in itertools.product((WAVES // 2, WAVES, 2 * WAVES), (False, True))
+        for waves, pdl, fused_merge in itertools.product(
+            (WAVES // 2, WAVES, 2 * WAVES), (False, True), (False, True)
+        )
     ]
     found = {
         "decode": first,
@@ -223,6 +229,7 @@ def _table(name: str, found: Sequence[Scored], points: Sequence[Setting]) -> Tab
         words = f"{tile.rows}x{tile.keys} {tile.num_warps}w {tile.num_stages}s"
         if name != "prefill":
             words += f" waves {candidate.waves}{' pdl' if candidate.pdl else ''}"
+            words += " fused" if candidate.fused_merge else ""
         times = [f"{microseconds:.1f}" for microseconds in one.microseconds]
         table.add_row(words, *times, f"{one.score:.3f}")
     return table
