@@ -75,6 +75,9 @@ class FakeExecutor:
         for row in batch.rows:
             self._rows[row.slot] = row
             self._tables[row.slot] = list(row.block_ids)
+        for index, (slot, start) in enumerate(zip(batch.slots, batch.num_computed, strict=True)):
+            decodes = batch.num_tokens[index] == 1 and start >= self._rows[slot].prompt_len
+            assert decodes == (index < batch.num_decodes), f"slot {slot} stands in the wrong place"
         sampled: list[int] = []
         given = iter(batch.token_ids)
         seen: list[list[int]] = []

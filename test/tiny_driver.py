@@ -37,6 +37,9 @@ class Sequence:
     def num_left(self) -> int:
         return len(self.prompt) + self.num_sampled - self.num_computed
 
+    def decodes(self, num_tokens: int) -> bool:
+        return num_tokens == 1 and self.num_computed >= len(self.prompt)
+
     @property
     def is_done(self) -> bool:
         return self.num_sampled == self.num_output
@@ -57,7 +60,7 @@ class Driver:
         self.outputs: list[StepOutput] = []
 
     def step(self, chunks: list[tuple[Sequence, int]]) -> None:
-        chunks = sorted(chunks, key=lambda chunk: chunk[1] > 1)
+        chunks = sorted(chunks, key=lambda chunk: not chunk[0].decodes(chunk[1]))
         rows, new_blocks, token_ids, samples = [], [], [], []
         for sequence, num_tokens in chunks:
             start, stop = sequence.num_computed, sequence.num_computed + num_tokens
@@ -84,7 +87,7 @@ class Driver:
             rows=rows,
             swap_out=self.swap_out,
             swap_in=self.swap_in,
-            num_decodes=sum(num_tokens == 1 for _, num_tokens in chunks),
+            num_decodes=sum(sequence.decodes(num_tokens) for sequence, num_tokens in chunks),
         )
         self.swap_out, self.swap_in = [], []
         self.step_id += 1

@@ -59,7 +59,9 @@ class SlotRow(msgspec.Struct, frozen=True, array_like=True):
 class ScheduledBatch(msgspec.Struct, frozen=True, array_like=True):
     """What every rank computes in one step. Immutable; lists are per request, in the same order.
 
-    Decodes (one query token after a computed prefix) stand before prefill chunks.
+    Decodes (one query token, which stands behind the prompt) come before prefill chunks. A chunk may
+    have one token too: other kernels compute it, so that its result does not hang on how the prompt
+    was cut.
 
     Attributes:
         step_id: increases by one with each batch.
@@ -73,7 +75,7 @@ class ScheduledBatch(msgspec.Struct, frozen=True, array_like=True):
         rows: rows of new or resumed requests; they replace what the slot held.
         swap_out: (device block, host block) copies made before anything else of this step.
         swap_in: (host block, device block) copies made after the swap_outs, before the forward.
-        num_decodes: requests that stand in front and have one query token.
+        num_decodes: requests in front that decode.
     """
 
     step_id: int

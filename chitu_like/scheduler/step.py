@@ -25,6 +25,7 @@ class Step:
         token_budget: tokens that still fit.
         prefill_budget: prompt tokens that still fit.
         chunks: request -> its next tokens in this step.
+        prefills: those that are no decodes: of several tokens, or of the prompt.
         cut: those of the chunks behind which more prompt is left.
         num_prefill_tokens: of the chunks of requests that do not decode.
         swap_out, swap_in: as in ScheduledBatch.
@@ -37,6 +38,7 @@ class Step:
     token_budget: int
     prefill_budget: int
     chunks: dict[Request, int] = field(default_factory=dict)
+    prefills: set[Request] = field(default_factory=set)
     cut: set[Request] = field(default_factory=set)
     num_prefill_tokens: int = 0
     swap_out: list[tuple[int, int]] = field(default_factory=list)
@@ -66,6 +68,8 @@ class Step:
         if num_uncomputed > 1:
             self.prefill_budget -= num_tokens
             self.num_prefill_tokens += num_tokens
+        if num_tokens > 1 or request.num_computed < request.num_prompt_tokens:
+            self.prefills.add(request)
         if num_uncomputed > num_tokens:
             self.cut.add(request)
         self.add_decode(request, num_tokens)
@@ -77,10 +81,10 @@ class Step:
         self.token_budget -= num_tokens
 
     def ordered_requests(self) -> list[Request]:
-        """The requests as they stand in the batch: those with one token first."""
-        if not self.num_prefill_tokens:
+        """The requests as they stand in the batch: the decodes first."""
+        if not self.prefills:
             return list(self.chunks)
-        return sorted(self.chunks, key=lambda request: self.chunks[request] > 1)
+        return sorted(self.chunks, key=self.prefills.__contains__)
 
 
 def _num_history_tokens(request: Request) -> int:
@@ -112,7 +116,7 @@ def build_batch(
         ],
         swap_out=step.swap_out,
         swap_in=step.swap_in,
-        num_decodes=num_tokens.count(1),
+        num_decodes=len(requests) - len(step.prefills),
     )
 
 

@@ -129,11 +129,7 @@ class DecodeSteps:
 
     def takes(self, batch: ScheduledBatch) -> bool:
         """Whether `replay` can compute this batch."""
-        return (
-            batch.num_decodes == batch.num_reqs <= self._sizes[-1]
-            and all(batch.samples)
-            and not any(slot in self._slots.prompts for slot in batch.slots)
-        )
+        return batch.num_decodes == batch.num_reqs <= self._sizes[-1] and all(batch.samples)
 
     def replay(
         self, batch: ScheduledBatch, output_positions: NDArray[np.int64], received: Tensor | None

@@ -47,5 +47,5 @@ def make_profile_batch(num_reqs: int, num_tokens: int, block_size: int) -> Sched
         rows=rows,
         swap_out=[],
         swap_in=[],
-        num_decodes=num_reqs if num_tokens == 1 else 0,
+        num_decodes=0,
     )

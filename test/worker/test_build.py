@@ -17,9 +17,7 @@ from chitu_like.worker.model_runner import ModelRunner
 
 def generate(runner: ModelRunner, prompt: list[int], num_tokens: int) -> list[int]:
     row = SlotRow(0, len(prompt), list(range(8)), sampling_row(), [])
-    batch = ScheduledBatch(
-        0, [0], [len(prompt)], [0], [True], prompt, [[]], [row], [], [], len(prompt) == 1
-    )
+    batch = ScheduledBatch(0, [0], [len(prompt)], [0], [True], prompt, [[]], [row], [], [], 0)
     tokens = runner.execute(batch).token_ids
     for step in range(1, num_tokens):
         position = len(prompt) + step - 1

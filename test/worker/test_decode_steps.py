@@ -113,24 +113,23 @@ def test_replayed_decodes_give_the_tokens_of_a_plain_loop(depth: int) -> None:
     assert len(recorder.replayed) == 11
 
 
-def test_a_request_that_wants_prompt_logprobs_is_not_replayed() -> None:
-    """A chunk of one prompt token looks like a decode."""
-    recorder = Noting()
-    driver = recording_driver(recorder)
-    driver.run(Sequence(random_prompt(5), 3, sampling_row(num_prompt_logprobs=1)), chunk=1)
-    assert recorder.replayed == []
-    entries = [entry for out in driver.outputs for _, part in out.prompt_logprobs for entry in part]
-    assert len(entries) == 4
-
-
-def test_a_chunk_of_one_token_that_samples_nothing_is_not_replayed() -> None:
+def test_a_chunk_of_one_prompt_token_is_not_replayed() -> None:
     recorder = Noting()
     driver = recording_driver(recorder)
     prompt = random_prompt(5)
     assert driver.run(Sequence(prompt, 3, sampling_row()), chunk=1) == plain_loop(
         prompt, 3, sampling_row()
     )
-    assert len(recorder.replayed) == 3  # the last chunk samples: it is a decode like any other
+    assert len(recorder.replayed) == 2
+
+
+def test_a_request_that_wants_prompt_logprobs_is_replayed_behind_its_prompt() -> None:
+    recorder = Noting()
+    driver = recording_driver(recorder)
+    driver.run(Sequence(random_prompt(5), 3, sampling_row(num_prompt_logprobs=1)), chunk=1)
+    assert len(recorder.replayed) == 2
+    entries = [entry for out in driver.outputs for _, part in out.prompt_logprobs for entry in part]
+    assert len(entries) == 4
 
 
 def test_allocating_again_starts_from_nothing() -> None:

@@ -190,7 +190,7 @@ def test_a_reused_slot_forgets_everything() -> None:
     assert slots.token_counts.is_counted(np.array([0])).all()
     assert slots.prompts[0].tolist() == [1, 2]
     row = SlotRow(0, 1, [0], sampling_row(), [])
-    slots.apply(ScheduledBatch(1, [0], [1], [0], [True], [1], [[]], [row], [], [], 1))
+    slots.apply(ScheduledBatch(1, [0], [1], [0], [True], [1], [[]], [row], [], [], 0))
     table = slots.sampling
     assert not slots.token_counts.is_counted(np.array([0])).any()
     assert not slots.prompts
