@@ -40,7 +40,7 @@ def test_backends_attend_as_defined(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("name", ["ref", "sdpa", "triton"])  # on a CPU: test_triton.py
+@pytest.mark.parametrize("name", ["ref", "sdpa", "triton"])  # on a CPU: test_kernels.py
 def test_backends_attend_the_same_on_cuda(name: str, requests: list[tuple[int, int]]) -> None:
     on_cpu = make_spec(SHAPES["grouped"], 16, torch.float32)
     on_cuda = make_spec(SHAPES["grouped"], 16, torch.float32, "cuda")

@@ -1,27 +1,17 @@
-"""The `triton` backend: its kernels in Triton's interpreter, its plan, and what it refuses."""
+"""The `triton` backend: its plan, and what it refuses; its kernels are tested by test_kernels.py."""
 
-import importlib.util
 import sys
 
 import numpy as np
 import pytest
 import torch
-from interpreter import needs_interpreter, run_cases
 from tiny_model import tiny_options
 
 from chitu_like.attention.base import AttentionSpec
 from chitu_like.attention.triton import TritonBackend
 from chitu_like.core.errors import UnsupportedError
-from chitu_like.ops.attention_tiles import cut_tiles
+from chitu_like.ops.attention_tiles import cut_tiles, decode_tiles
 from chitu_like.worker.options import make_backend
-
-CASES = "test/attention/triton_cases.py"
-COMPILED_CASES = "test/attention/triton_compiled_cases.py"
-
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton"
-)
 
 
 def make_spec(device: str, head_dim: int = 64) -> AttentionSpec:
@@ -34,28 +24,6 @@ def make_spec(device: str, head_dim: int = 64) -> AttentionSpec:
         dtype=torch.bfloat16,
         device=torch.device(device),
     )
-
-
-@needs_interpreter
-def test_the_kernels_compute_what_ref_does() -> None:
-    run_cases(CASES, "-m", "not slow", interpreted=True)
-
-
-@needs_interpreter
-@pytest.mark.slow
-def test_the_kernels_compute_what_ref_does_for_every_shape() -> None:
-    run_cases(CASES, "-m", "slow", interpreted=True)
-
-
-@needs_triton
-@pytest.mark.slow
-def test_the_kernels_compile_for_hopper() -> None:
-    run_cases(COMPILED_CASES, interpreted=False)
-
-
-@pytest.mark.gpu
-def test_the_compiled_kernels_compute_what_ref_does_for_every_shape() -> None:
-    run_cases(CASES, "--slow", interpreted=False)
 
 
 @pytest.mark.parametrize("rows", [16, 64])
@@ -87,6 +55,21 @@ def test_tiles_hold_every_row_of_every_chunk_once_and_the_longest_stand_first(
     assert all(first_row % rows == 0 for *_, first_row in tiles)
     positions = [first_row // group for *_, first_row in tiles]
     assert positions == sorted(positions, reverse=True)
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+@pytest.mark.parametrize("group", [1, 3, 4, 14, 16])
+def test_decodes_as_chunks_have_the_tiles_of_chunks(group: int, rows: int) -> None:
+    context_lens = [1, 2, 16, 17, 33, 100, 101]
+    lens = np.array(context_lens, np.int32)
+    cut = cut_tiles(np.ones_like(lens), lens, 0, group=group, rows=rows)
+    tiles = decode_tiles(torch.from_numpy(lens), group=group, rows=rows)
+    assert tiles.dtype == torch.int32
+    assert {tuple(tile) for tile in cut.tolist()} <= {tuple(tile) for tile in tiles.tolist()}
+    assert len(tiles) == len(lens) * (1 if rows % group == 0 else 2)
+    for _, _, position, context_len, first_row in tiles.tolist():
+        assert position == context_len - 1
+        assert first_row % rows == 0
 
 
 def test_decodes_alone_give_no_tiles() -> None:

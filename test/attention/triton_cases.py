@@ -1,4 +1,4 @@
-"""The `triton` backend against `ref`; test_triton.py runs this file in Triton's interpreter.
+"""The `triton` backend against `ref`; test_kernels.py runs this file in Triton's interpreter.
 
 By hand: `TRITON_INTERPRET=1 pytest test/attention/triton_cases.py --slow` on a CPU, and without the
 variable on a CUDA device, where the same cases run compiled.
@@ -212,11 +212,18 @@ def test_a_request_without_context_gets_zeros_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_programs", "split_tokens", "fused_merge"),
-    [(16, 0, False), (16, 0, True), (1, 0, True), (1, 32, False), (1, 32, True)],
+    ("num_programs", "split_tokens", "fused_merge", "as_chunks"),
+    [
+        (16, 0, False, False),
+        (16, 0, True, False),
+        (1, 0, True, False),
+        (1, 32, False, False),
+        (1, 32, True, False),
+        (1, 0, False, True),
+    ],
 )
 def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
-    num_programs: int, split_tokens: int, fused_merge: bool
+    num_programs: int, split_tokens: int, fused_merge: bool, as_chunks: bool
 ) -> None:
     """The last row is padding: one token, in block 0. On a CUDA device the capture is a real one."""
     spec = make_spec()
@@ -225,6 +232,7 @@ def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
         tiling=TILING,
         num_programs=num_programs,
         split_tokens=split_tokens,
+        decodes_as_chunks=as_chunks,
         fused_merge=fused_merge,
     )
     batch, q = make_batch(spec, [(1, 90), (1, 70), (1, 33), (1, 1)])
@@ -232,6 +240,7 @@ def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
     plan = backend.plan_capture(batch)
 
     def run() -> Tensor:
+        backend.prepare(plan)
         return backend.run(q, cache, plan, scale=0.3, window=40)
 
     replay = run
@@ -283,9 +292,10 @@ def test_kernels_that_start_early_compute_the_same(fused_merge: bool) -> None:
     assert torch.equal(layers(pdl=True), layers(pdl=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_reqs", "window"),
-    [(16, None), *(pytest.param(64, window, marks=pytest.mark.slow) for window in (None, 40))],
+    [(16, None), (64, None), (64, 40)],
 )
 def test_a_decode_with_fixed_splits_has_the_same_bits_in_every_batch(
     num_reqs: int, window: int | None
@@ -322,9 +332,10 @@ def decodes_of(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_heads", "window"),
-    [(3, None), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, 40), (2, None)))],
+    [(3, None), (3, 40), (2, None)],
 )
 def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whatever_stands_beside_it(
     num_heads: int, window: int | None
@@ -355,3 +366,25 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whatever_stands_beside
             chunk = (0, end - start, end)
             out = attend([*beside, chunk], torch.cat((others, q[start:end])))
             assert torch.equal(out[len(others) :], whole[start:end])
+
+
+@pytest.mark.parametrize("num_heads", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_decode_as_a_chunk_has_the_bits_of_its_prompt(window: int | None, num_heads: int) -> None:
+    spec = make_spec(num_heads, 1, head_dim=8)
+    backend = TritonBackend(spec, tiling=TILING, num_programs=1, decodes_as_chunks=True)
+    batch, q = make_batch(spec, [(75, 75), (60, 60)], num_decodes=0)
+    cache = batch.kv_caches[0]
+    whole = backend.run(q, cache, backend.plan(batch), scale=0.3, window=window)
+    starts = (0, 75)
+    for positions in ((74, 59), (0, 40), (15, 16), (52, 1)):
+        decodes = dataclasses.replace(
+            batch,
+            query_lens=[1, 1],
+            context_lens=[position + 1 for position in positions],
+            device_context_lens=torch.tensor(positions, dtype=torch.int32, device=DEVICE) + 1,
+            num_decodes=2,
+        )
+        rows = [start + position for start, position in zip(starts, positions, strict=True)]
+        out = backend.run(q[rows], cache, backend.plan(decodes), scale=0.3, window=window)
+        assert torch.equal(out, whole[rows])

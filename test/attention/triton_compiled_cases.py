@@ -1,4 +1,4 @@
-"""The paged kernels compiled for sm_90; test_triton.py runs this in a process of its own."""
+"""The paged kernels compiled for sm_90; test_kernels.py runs this."""
 
 import pytest
 import torch

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interpreter import needs_interpreter, run_cases
 from torch import Tensor
 
 from chitu_like.distributed.collectives import DetachedGroup
@@ -28,7 +27,6 @@ from chitu_like.quantization.base import Unquantized
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER = 32, 4, 2, 8, 40
 NUM_TOKENS = 3
-CASES = "test/layers/fused_decode_cases.py"
 TILE = SkinnyTile(rows=8, columns=16, splits=2, num_warps=1, num_stages=1, uses_dot=False)
 
 
@@ -217,13 +215,3 @@ def test_quantised_layers_stay_on_the_ordinary_path(layer: TinyLayer) -> None:
 def test_plain_torch_is_taken_at_its_word(layer: TinyLayer) -> None:
     options = replace(layer.options, op_impl="torch")
     assert build(layer, table_of(layer.parts, 4, gain_us=1.0), options=options) is None
-
-
-@needs_interpreter
-def test_a_layer_of_skinny_kernels_computes_what_the_ordinary_one_does() -> None:
-    run_cases(CASES, interpreted=True)
-
-
-@pytest.mark.gpu
-def test_a_layer_of_compiled_kernels_computes_what_the_ordinary_one_does() -> None:
-    run_cases(CASES, interpreted=False)

@@ -1,4 +1,4 @@
-"""The decoder's Triton kernels against their references; test_decoder_kernels.py runs this file.
+"""The decoder's Triton kernels against their references; test_kernels.py runs this file.
 
 By hand: `TRITON_INTERPRET=1 pytest test/ops/decoder_cases.py` on a CPU, and without the variable on a
 CUDA device, where the same cases run compiled.
@@ -46,6 +46,7 @@ def wider(x: Tensor) -> Tensor:
     return torch.cat((x, x.new_full((len(x), 4), torch.nan)), 1)[:, : x.shape[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 60, 1100])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -61,6 +62,7 @@ def test_rms_norm(dtype: torch.dtype, num_tokens: int, size: int) -> None:
         assert torch.equal(rows, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
 def test_rms_norm_of_heads_in_a_merged_qkv(dtype: torch.dtype, num_tokens: int) -> None:
@@ -73,6 +75,7 @@ def test_rms_norm_of_heads_in_a_merged_qkv(dtype: torch.dtype, num_tokens: int) 
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [60, 1100])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -87,6 +90,7 @@ def test_add_rms_norm_updates_the_residual(dtype: torch.dtype, num_tokens: int, 
         assert torch.equal(rows, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_weights", [True, False])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -99,6 +103,7 @@ def test_layer_norm(dtype: torch.dtype, num_tokens: int, has_weights: bool) -> N
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
 def test_embedding_with_its_norm(dtype: torch.dtype, num_tokens: int) -> None:
@@ -109,6 +114,7 @@ def test_embedding_with_its_norm(dtype: torch.dtype, num_tokens: int) -> None:
     assert_op_close(normed, norm.rms_norm(embedded.float(), weight.float(), EPS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", activation.ACTIVATIONS)
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -120,12 +126,14 @@ def test_act_and_mul(dtype: torch.dtype, num_tokens: int, name: str) -> None:
         assert_op_close(found, activation.act_and_mul(x.float(), name))
 
 
+@pytest.mark.slow
 def test_silu_far_from_zero_is_the_number_or_nothing() -> None:
     x = torch.tensor([[1e4, -1e4, 90.0, -90.0, 1.0, 1.0, 1.0, 1.0]], device=DEVICE)
     found = activation_kernel.act_and_mul(x, "silu")
     torch.testing.assert_close(found, torch.tensor([[1e4, 0.0, 90.0, 0.0]], device=DEVICE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_frequencies", [True, False])
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
@@ -158,6 +166,7 @@ def random_rotation(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_norms", [True, False])
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize(
@@ -202,6 +211,7 @@ def test_rope_store(
         assert_op_close(cache.nan_to_num(), expected.nan_to_num())
 
 
+@pytest.mark.slow
 @every_dtype
 def test_padding_rows_may_share_a_slot(dtype: torch.dtype) -> None:
     shape = (2, 4, 2, 12)
@@ -220,6 +230,7 @@ def test_padding_rows_may_share_a_slot(dtype: torch.dtype) -> None:
         assert torch.equal(cache.flatten(0, 1)[1:], expected.flatten(0, 1)[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_kv_heads", [1, 3, 17])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -237,6 +248,7 @@ def test_kv_store(dtype: torch.dtype, num_tokens: int, num_kv_heads: int) -> Non
         assert torch.equal(cache, expected_cache)
 
 
+@pytest.mark.slow
 def test_a_token_gets_the_same_bits_in_any_company() -> None:
     """What infer.deterministic builds on."""
     dtype, width, count = torch.bfloat16, 9 * 64, 200
@@ -270,6 +282,7 @@ def test_a_token_gets_the_same_bits_in_any_company() -> None:
             assert torch.equal(found[0], expected[token])
 
 
+@pytest.mark.slow
 def test_slots_beyond_2_to_the_31_elements_are_reached() -> None:
     num_blocks = 2**31 // (16 * 2 * 64) + 2
     # Never filled: on a CPU only what is written takes memory.
@@ -294,6 +307,7 @@ def test_slots_beyond_2_to_the_31_elements_are_reached() -> None:
     assert torch.equal(embedded, table[-1:])
 
 
+@pytest.mark.slow
 def test_the_kernels_of_every_op_are_taken() -> None:
     ops: tuple[Op, ...] = (
         norm.rms_norm_op,
@@ -314,13 +328,12 @@ def test_the_kernels_of_every_op_are_taken() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "llama-biases",
-        "llama-gelu",
-        "llama-dynamic",
         "qwen3-tied-yarn",
-        "glm-partial",
-        "glm4",
         "opt",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("llama-biases", "llama-gelu", "llama-dynamic", "glm-partial", "glm4")
+        ),
     ],
 )
 def test_a_model_computes_the_same_with_kernels_and_without(name: str) -> None:
@@ -354,6 +367,7 @@ class CountOps(TorchDispatchMode):
 FUSED_AWAY = {"addcmul", "cos", "embedding", "index_put_", "mul", "rms_norm", "silu"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-biases", "qwen3", "glm-partial"])
 def test_a_layer_is_its_products_attention_and_kernels(name: str) -> None:
     spec, _, weights = twin_of(name)

@@ -1,4 +1,4 @@
-"""The Triton twin of draw_tokens; test_draw.py runs this file in Triton's interpreter.
+"""The Triton twin of draw_tokens; test_kernels.py runs this file in Triton's interpreter.
 
 By hand: `TRITON_INTERPRET=1 pytest test/ops/draw_cases.py --slow -m "not gpu"` on a CPU, and without the
 variable and `-m` on a CUDA device, where the same cases run compiled, and at real sizes.

@@ -1,4 +1,4 @@
-"""The kernels that draw tokens, compiled for sm_90; test_draw.py runs this in a process of its own."""
+"""The kernels that draw tokens, compiled for sm_90; test_kernels.py runs this."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """Block tables as compressed rows: the used part of each, and nothing of what stands behind it.
 
-test_flat_tables.py runs this file in Triton's interpreter. By hand: `TRITON_INTERPRET=1 pytest
+test_kernels.py runs this file in Triton's interpreter. By hand: `TRITON_INTERPRET=1 pytest
 test/ops/flat_tables_cases.py` on a CPU, and without the variable on a CUDA device.
 """
 

@@ -1,4 +1,4 @@
-"""The linear kernel of infer.deterministic; test_invariant_linear.py runs this in the interpreter.
+"""The linear kernel of infer.deterministic; test_kernels.py runs this in the interpreter.
 
 By hand: `TRITON_INTERPRET=1 pytest test/ops/invariant_linear_cases.py` on a CPU, and without the
 variable on a CUDA device, where bits are compared as well.

@@ -1,4 +1,4 @@
-"""The skinny linear kernel against its reference; test_skinny_linear.py runs this in the interpreter.
+"""The skinny linear kernel against its reference; test_kernels.py runs this in the interpreter.
 
 By hand: `TRITON_INTERPRET=1 pytest test/ops/skinny_linear_cases.py --slow` on a CPU, and without the
 variable on a CUDA device, where the same cases run compiled, and more at the sizes of real models.

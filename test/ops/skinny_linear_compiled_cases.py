@@ -1,4 +1,4 @@
-"""Every candidate tile compiled for sm_90; test_skinny_linear.py runs this in a process of its own."""
+"""Every candidate tile compiled for sm_90; test_kernels.py runs this."""
 
 from dataclasses import replace
 

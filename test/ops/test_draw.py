@@ -1,14 +1,11 @@
-"""Drawing tokens: a slot's row of parameters, and the Triton twin against the reference."""
+"""Drawing tokens: a slot's row of parameters; the Triton twin is tested by test_kernels.py."""
 
 import math
 
 import numpy as np
 import pytest
-from interpreter import needs_interpreter, run_cases
 
 from chitu_like.ops import draw
-
-CASES = "test/ops/draw_cases.py"
 
 
 def test_a_row_holds_the_bits_of_its_parameters() -> None:
@@ -28,25 +25,3 @@ def test_a_temperature_as_good_as_zero_is_greedy(temperature: float, held: float
     row = draw.pack_params(seed=0, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)
     assert row.view(np.float32)[draw.TEMPERATURE] == np.float32(held)
     assert row.view(np.float32)[draw.LOG_MIN_P] == -math.inf
-
-
-@needs_interpreter
-def test_the_kernels_draw_what_the_reference_does() -> None:
-    run_cases(CASES, "-m", "not slow and not gpu", interpreted=True)
-
-
-@needs_interpreter
-@pytest.mark.slow
-def test_the_kernels_draw_what_the_reference_does_for_every_combination() -> None:
-    run_cases(CASES, "-m", "slow and not gpu", interpreted=True)
-
-
-@pytest.mark.gpu
-def test_the_compiled_kernels_draw_what_the_reference_does() -> None:
-    run_cases(CASES, "--slow", interpreted=False)
-
-
-@needs_interpreter  # that is: a Triton that is there
-@pytest.mark.slow
-def test_the_kernels_compile_for_hopper_and_spill_nothing() -> None:
-    run_cases("test/ops/draw_compiled_cases.py", interpreted=False)

@@ -1,41 +1,25 @@
-"""The decoder's Triton kernels: right in the interpreter, right on a GPU, compiled without spills."""
+"""The decoder's kernels compiled for sm_90; test_kernels.py runs this."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import pytest
 import torch
-from interpreter import needs_interpreter, run_cases
+from compiled import compile_launches
 from torch import Tensor
 
 from chitu_like.ops.rope_store import HeadNorms
 from chitu_like.ops.rotary import Rotation
+from chitu_like.ops.triton import launch
+from chitu_like.ops.triton.activation import act_and_mul
+from chitu_like.ops.triton.embedding import embed_rms_norm
+from chitu_like.ops.triton.kv_store import kv_store
+from chitu_like.ops.triton.norm import add_rms_norm, layer_norm, rms_norm
+from chitu_like.ops.triton.rope_store import qk_norm_rope_store
+from chitu_like.ops.triton.rotary import rotation
 
-CASES = "test/ops/decoder_cases.py"
-MODEL_CASES = "test_a_model_computes_the_same_with_kernels_and_without"
 EPS = 1e-5
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton"
-)
-
-
-@needs_interpreter
-def test_a_model_computes_with_them_what_it_computes_without() -> None:
-    run_cases(CASES, "-k", f"{MODEL_CASES} and (qwen3 or opt)", interpreted=True)
-
-
-@needs_interpreter
-@pytest.mark.slow
-def test_the_kernels_compute_what_the_references_do() -> None:
-    run_cases(CASES, interpreted=True)
-
-
-@pytest.mark.gpu
-def test_the_compiled_kernels_compute_what_the_references_do() -> None:
-    run_cases(CASES, interpreted=False)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -47,9 +31,6 @@ def empty_ids(count: int) -> Tensor:
 
 
 def norms_of(width: int, dtype: torch.dtype) -> None:
-    from chitu_like.ops.triton.embedding import embed_rms_norm
-    from chitu_like.ops.triton.norm import add_rms_norm, layer_norm, rms_norm
-
     x, weight = empty(1, width, dtype=dtype), empty(width, dtype=dtype)
     rms_norm(x, weight, EPS)
     add_rms_norm(x, x, weight, EPS)
@@ -58,8 +39,6 @@ def norms_of(width: int, dtype: torch.dtype) -> None:
 
 
 def gates(dtype: torch.dtype) -> None:
-    from chitu_like.ops.triton.activation import act_and_mul
-
     for name in ("silu", "gelu", "gelu_new", "relu"):
         act_and_mul(empty(1, 28672, dtype=dtype), name)
 
@@ -67,10 +46,6 @@ def gates(dtype: torch.dtype) -> None:
 def heads_of(
     head_dim: int, rotary_dim: int, heads: tuple[int, int], interleaved: bool, dtype: torch.dtype
 ) -> None:
-    from chitu_like.ops.triton.kv_store import kv_store
-    from chitu_like.ops.triton.rope_store import qk_norm_rope_store
-    from chitu_like.ops.triton.rotary import rotation
-
     num_heads, num_kv_heads = heads
     cache = empty(9, 16, num_kv_heads, head_dim, dtype=dtype)
     turn, weight = empty(1, 1, rotary_dim, dtype=dtype), empty(head_dim, dtype=dtype)
@@ -102,16 +77,11 @@ CALLS: dict[str, Callable[[], None]] = {
 }
 
 
-@needs_triton
-@pytest.mark.slow
 @pytest.mark.parametrize("is_dependent", [False, True])
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernels_compile_for_hopper_without_spills(
     name: str, is_dependent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compiled import compile_launches
-
-    from chitu_like.ops.triton import launch
 
     monkeypatch.setattr(launch, "IS_DEPENDENT", is_dependent)
     monkeypatch.setattr(launch, "_can_depend", lambda _: True)
