@@ -23,7 +23,14 @@ from chitu_like.attention.base import (
     attention_backends,
 )
 from chitu_like.core.errors import UnsupportedError
-from chitu_like.ops.attention_tiles import MAX_HEAD_DIM, Splits, Tiling, cut_tiles, tiling_for
+from chitu_like.ops.attention_tiles import (
+    MAX_HEAD_DIM,
+    Splits,
+    Tiling,
+    cut_tiles,
+    decode_tiles,
+    tiling_for,
+)
 from chitu_like.ops.upload import upload
 
 MAX_SPLITS = 32
@@ -67,6 +74,8 @@ class TritonBackend:
         split_tokens: tokens of a decode's split, so that its result does not depend on the batch
             either, to the last bit; a multiple of the decode tile's keys, DETERMINISTIC_SPLIT is
             one. 0: equal shares, as many as fill the device.
+        decodes_as_chunks: by the kernel of chunks, so that a token gets the same bits whether it is
+            decoded or, after a preemption or from another prompt, computed in a chunk.
         fused_merge: the last split of a decode to be done merges them all, instead of a second
             kernel: one launch less, for fewer programs that merge.
         pdl: decode kernels start while the kernel before ends; None: as all kernels do.
@@ -83,6 +92,7 @@ class TritonBackend:
         tiling: Tiling | None = None,
         num_programs: int | None = None,
         split_tokens: int = 0,
+        decodes_as_chunks: bool = False,
         fused_merge: bool = False,
         pdl: bool | None = None,
     ) -> None:
@@ -102,6 +112,8 @@ class TritonBackend:
             num_programs = WAVES * device.multi_processor_count
         self._num_programs = num_programs
         self._split_tokens, self._fused_merge = split_tokens, fused_merge
+        self._decodes_as_chunks = decodes_as_chunks
+        self._group = spec.num_heads // spec.num_kv_heads
         self._pdl = pdl
         self._no_tiles = torch.empty(0, 5, dtype=torch.int32, device=spec.device)
 
@@ -117,12 +129,19 @@ class TritonBackend:
     def plan(self, batch: ForwardBatch) -> TritonMetadata:
         """See AttentionBackend: one upload where there are chunks, none of decodes."""
         num_reqs, max_blocks = batch.block_tables.shape
+        num_decodes = 0 if self._decodes_as_chunks else batch.num_decodes
+        if num_decodes == num_reqs:
+            tiles = self._no_tiles
+        elif batch.num_decodes == num_reqs:
+            tiles = self._decode_tiles(batch.device_context_lens)
+        else:
+            tiles = self._tiles(batch, num_decodes)
         return TritonMetadata(
-            num_decodes=batch.num_decodes,
+            num_decodes=num_decodes,
             block_tables=batch.block_tables,
             context_lens=batch.device_context_lens,
-            splits=self._splits(batch.num_decodes, max_blocks),
-            tiles=self._tiles(batch) if batch.num_decodes < num_reqs else self._no_tiles,
+            splits=self._splits(num_decodes, max_blocks),
+            tiles=tiles,
         )
 
     def plan_capture(self, batch: ForwardBatch) -> TritonMetadata:
@@ -134,7 +153,10 @@ class TritonBackend:
         """See GraphBackend: nothing is left to do."""
 
     def prepare(self, metadata: AttentionMetadata) -> None:
-        """See GraphBackend: nothing is left to do."""
+        """See GraphBackend: the tiles of decodes as chunks, else nothing."""
+        assert isinstance(metadata, TritonMetadata), f"plan of another backend: {metadata}"
+        if len(metadata.tiles):
+            metadata.tiles.copy_(self._decode_tiles(metadata.context_lens))
 
     def run(
         self,
@@ -175,15 +197,18 @@ class TritonBackend:
             )
         return out
 
-    def _tiles(self, batch: ForwardBatch) -> Tensor:
+    def _tiles(self, batch: ForwardBatch, num_leading: int) -> Tensor:
         tiles = cut_tiles(
             np.array(batch.query_lens, np.int32),
             np.array(batch.context_lens, np.int32),
-            batch.num_decodes,
-            group=self._spec.num_heads // self._spec.num_kv_heads,
+            num_leading,
+            group=self._group,
             rows=self._tiling.prefill.rows,
         )
         return upload(tiles, self._spec.device)
+
+    def _decode_tiles(self, context_lens: Tensor) -> Tensor:
+        return decode_tiles(context_lens, group=self._group, rows=self._tiling.prefill.rows)
 
     def _splits(self, num_decodes: int, max_blocks: int) -> Splits:
         """Room for as many splits as the shape of a batch asks for, whatever its lengths."""

@@ -164,3 +164,26 @@ def cut_tiles(
     )
     order = np.argsort(-(first_rows // group), kind="stable")
     return tiles[order].astype(np.int32)
+
+
+def decode_tiles(context_lens: Tensor, *, group: int, rows: int) -> Tensor:
+    """The tiles of decodes as chunks of one token, computed where the lengths are.
+
+    The tiles of `cut_tiles`, in the order of the requests; where `rows` is no multiple of `group` a
+    token may stand across two, so each has two, of which one may hold none of its rows.
+
+    Args:
+        context_lens: [num_reqs] int32, the token itself included.
+        group: query heads of a key-value head, at most `rows`.
+        rows: of a tile.
+
+    Returns: [num_tiles, 5] int32.
+    """
+    assert group <= rows, f"a token has {group} rows, a tile {rows}"
+    offsets = [0] if rows % group == 0 else [0, rows]
+    request = torch.arange(len(context_lens), dtype=torch.int32, device=context_lens.device)
+    position = context_lens - 1
+    first_row = position * group // rows * rows
+    fields = (request, request - position, position, context_lens)
+    tiles = [torch.stack((*fields, first_row + offset), 1) for offset in offsets]
+    return torch.cat(tiles)

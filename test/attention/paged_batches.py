@@ -19,6 +19,7 @@ BATCHES: dict[str, list[tuple[int, int]]] = {
     "chunk with prefix": [(9, 33)],
     "prompts and chunks": [(5, 5), (9, 33), (2, 64), (33, 33)],
     "mixed": [(1, 20), (1, 7), (1, 21), (8, 8), (3, 50)],
+    "chunks of one token": [(1, 20), (8, 8), (1, 1), (1, 33)],
 }
 SHAPES = {"grouped": (6, 2, 12), "all heads": (3, 3, 16), "one key head": (4, 1, 8)}
 
@@ -66,7 +67,9 @@ def make_batch(
         query_lens=[queries for queries, _ in requests],
         context_lens=[context for _, context in requests],
         device_context_lens=torch.tensor([context for _, context in requests], dtype=torch.int32),
-        num_decodes=sum(queries == 1 for queries, _ in requests),
+        num_decodes=next(
+            (row for row, (queries, _) in enumerate(requests) if queries > 1), len(requests)
+        ),
         logits_indices=torch.arange(num_tokens),
         kv_caches={0: cache},
     )
