@@ -191,6 +191,7 @@ def load_order(resolved: ResolvedConfig) -> Load:
         attn_type=resolved.attn_type,
         op_impl=resolved.op_impl,
         use_cuda_graph=resolved.use_cuda_graph,
+        deterministic=resolved.config.infer.deterministic,
         block_size=resolved.block_size,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_reqs=most_reqs(resolved),

@@ -4,6 +4,7 @@ How many KV blocks fit is known only after the profile run; `settle` decides wha
 """
 
 from chitu_like.config.attention_choice import choose_attention
+from chitu_like.config.deterministic import KERNELS, check_deterministic
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.parallel import check_layout
 from chitu_like.config.preprocessed import find_preprocessed, require_dtype
@@ -55,6 +56,7 @@ class _Resolver:
     def resolve(self) -> ResolvedConfig:
         infer, scheduler = self.config.infer, self.config.scheduler
         device = self._device()
+        check_deterministic(self.config, self.facts, self.spec)
         on_cpu = device == "cpu"
         dtype = self._dtype(device)
         self._skip_preprocess(dtype)
@@ -194,6 +196,8 @@ class _Resolver:
         best, reason = choose_attention(self.facts, self.spec.head_dim, dtype)
         if best != "sdpa":
             best, reason = "sdpa", f"{best} is there, and not measured yet"
+        if self.config.infer.deterministic:
+            best, reason = KERNELS, "infer.deterministic: it adds up in one order"
         return self._name("infer.attn_type", self.config.infer.attn_type, best, reason)
 
     def _op_impl(self, on_cpu: bool) -> str:
@@ -203,6 +207,8 @@ class _Resolver:
         auto, reason = "triton", "torch's own sampling would wait for the device in every step"
         if on_cpu:
             auto, reason = "torch", "the only one on cpu"
+        if self.config.infer.deterministic:
+            auto, reason = KERNELS, "infer.deterministic: a row is computed in one order"
         return self._name("infer.op_impl", asked, auto, reason)
 
     def _use_cuda_graph(self, on_cpu: bool, attn_type: str) -> bool:

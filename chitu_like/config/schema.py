@@ -151,7 +151,9 @@ class InferConfig(Section):
     stop_with_eos: bool = setting(True, "end a request at the model's end-of-sequence token")
     do_load: bool = setting(True, "false is the same as models.load_format=none")
     deterministic: bool = setting(
-        False, "a request's tokens do not depend on what shares its batch"
+        False,
+        "a request's tokens do not depend on what shares its batch, to the last bit of what they "
+        "are drawn from; needs a CUDA device, Triton and infer.tp_size=1",
     )
 
     def __post_init__(self) -> None:

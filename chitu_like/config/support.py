@@ -24,8 +24,6 @@ def check_supported(config: ServeConfig) -> None:
         ("infer.mla_absorb", infer.mla_absorb, infer.mla_absorb == "auto",
          "this version has no models with latent attention; use auto"),
         ("infer.soft_fp8", infer.soft_fp8, infer.soft_fp8 is not True, unquantised),
-        ("infer.deterministic", infer.deterministic, not infer.deterministic,
-         "this version does not promise equal bits in every batch; use false"),
         ("quant", config.quant, config.quant is None, unquantised),
         ("quant_on_load", config.quant_on_load, not config.quant_on_load, unquantised),
     )  # fmt: skip

@@ -7,8 +7,8 @@ up in another. Here a layer is
 
 and the residual stream is complete between the brackets: nothing is left to be added by the next norm.
 That pays only where the kernels together are faster, which the table of measurements decides, by
-number of tokens. Where it says nothing, and for quantised layers, several ranks and activations other
-than SiLU, there is no FusedDecode and a layer computes as ever.
+number of tokens. Where it says nothing, and for quantised layers, several ranks, activations other than
+SiLU and infer.deterministic, there is no FusedDecode and a layer computes as ever.
 """
 
 from __future__ import annotations
@@ -168,6 +168,7 @@ def _can_fuse(activation: str, options: LayerOptions) -> bool:
         and options.parallel.tp_size == 1
         and options.op_impl in ("auto", "triton")
         and isinstance(options.quant_method, Unquantized)
+        and not options.quant_method.is_invariant
     )
 
 

@@ -80,6 +80,30 @@ class TabledLinear:
         return self._plain(x)
 
 
+class InvariantLinear:
+    """A product whose rows do not depend on how many there are, for infer.deterministic.
+
+    Wants Triton and a CUDA device; see ops/triton/invariant_linear.py.
+
+    Args:
+        weight: [out_features, in_features], contiguous.
+        bias: [out_features] or None.
+    """
+
+    reads_weight = True
+    __slots__ = ("_bias", "_linear", "_weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        from chitu_like.ops.triton.invariant_linear import invariant_linear
+
+        assert weight.is_contiguous(), f"strides of the weight {weight.stride()}"
+        self._linear, self._weight, self._bias = invariant_linear, weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See LinearKernel."""
+        return self._linear(x, self._weight, self._bias)
+
+
 def make_linear_kernel(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     """The fastest kernel for this weight, its dtype and device.
 

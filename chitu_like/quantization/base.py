@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from chitu_like.ops.linear import LinearKernel, make_linear_kernel
+from chitu_like.ops.linear import InvariantLinear, LinearKernel, make_linear_kernel
 from chitu_like.quantization.parameter import Part, Shard, WeightParameter, stacked_layouts
 
 
@@ -60,7 +60,18 @@ class QuantMethod(Protocol):
 
 
 class Unquantized:
-    """Weights in the dtype of the activations."""
+    """Weights in the dtype of the activations.
+
+    Args:
+        is_invariant: a token's outputs never depend on what shares its batch (infer.deterministic);
+            else the fastest kernel for each number of tokens is taken.
+
+    Attributes:
+        is_invariant: as given.
+    """
+
+    def __init__(self, *, is_invariant: bool = False) -> None:
+        self.is_invariant = is_invariant
 
     def create_weights(
         self,
@@ -77,7 +88,8 @@ class Unquantized:
 
     def process_after_load(self, layer: QuantizableLayer) -> LinearKernel:
         """See QuantMethod: frees the parameter where the kernel has its own copy."""
-        kernel = make_linear_kernel(
+        make_kernel = InvariantLinear if self.is_invariant else make_linear_kernel
+        kernel: LinearKernel = make_kernel(
             layer.weight.data, layer.bias.data if layer.bias is not None else None
         )
         if not kernel.reads_weight and not layer.shares_weight:

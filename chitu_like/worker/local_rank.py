@@ -173,6 +173,7 @@ def runner_options(
         attn_type=order.attn_type,
         op_impl=order.op_impl,
         use_cuda_graph=order.use_cuda_graph,
+        deterministic=order.deterministic,
         block_size=order.block_size,
         max_num_batched_tokens=order.max_num_batched_tokens,
         max_reqs=order.max_reqs,

@@ -43,6 +43,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     attn_type: str
     op_impl: str
     use_cuda_graph: bool
+    deterministic: bool
     block_size: int
     max_num_batched_tokens: int
     max_reqs: int

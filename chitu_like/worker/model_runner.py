@@ -43,6 +43,7 @@ from chitu_like.core.output import StepOutput
 from chitu_like.distributed.rendezvous import PipelineGroups
 from chitu_like.models.build import build_model
 from chitu_like.ops.upload import upload
+from chitu_like.quantization.base import Unquantized
 from chitu_like.worker.batch_builder import build_forward_batch
 from chitu_like.worker.decode_steps import DecodeSteps, step_sizes
 from chitu_like.worker.kv_pool import KVPool
@@ -124,6 +125,7 @@ class ModelRunner:
             options.torch_dtype,
             options.torch_device,
             parallel=options.parallel,
+            quant_method=Unquantized(is_invariant=options.deterministic),
             op_impl=options.op_impl,
         )
         stage = None

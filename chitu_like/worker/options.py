@@ -8,6 +8,7 @@ import torch
 
 from chitu_like.attention.base import AttentionBackend, AttentionSpec, attention_backends
 from chitu_like.attention.composed import compose
+from chitu_like.attention.triton import DETERMINISTIC_SPLIT, TritonBackend
 from chitu_like.core.errors import UnsupportedError
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.distributed.parallel_context import ParallelContext
@@ -29,6 +30,8 @@ class RunnerOptions:
         attn_type: name of the attention backend, or of two: of prompts + of decodes.
         op_impl: kind of implementation of the ops.
         use_cuda_graph: record steps of decodes; the attention backend must allow it.
+        deterministic: a token's bits do not depend on what shares its batch; attn_type and op_impl
+            are triton then, and a stage has one rank.
         block_size: tokens a KV block.
         max_num_batched_tokens: of one step.
         max_reqs: requests at once, or the most that `ModelRunner.allocate` may be told.
@@ -42,6 +45,7 @@ class RunnerOptions:
     attn_type: str = "sdpa"
     op_impl: str = "auto"
     use_cuda_graph: bool = False
+    deterministic: bool = False
     block_size: int = 16
     max_num_batched_tokens: int = 2048
     max_reqs: int = 64
@@ -113,4 +117,7 @@ def _named_backend(name: str, options: RunnerOptions) -> AttentionBackend:
             f"infer.attn_type={options.attn_type}{which} cannot serve this model on "
             f"{options.device}: {reason}: use auto, or ref, which serves every model"
         )
+    if options.deterministic:
+        assert backend is TritonBackend, f"{name} depends on the batch"
+        return TritonBackend(options.attention_spec, split_tokens=DETERMINISTIC_SPLIT)
     return backend(options.attention_spec)

@@ -111,10 +111,6 @@ def test_model_names_ignore_case(name: str) -> None:
             "infer.op_impl=cuda: this version has no compiled kernels; use auto, torch or triton",
         ),
         (
-            "infer.deterministic=true",
-            "infer.deterministic=true: this version does not promise equal bits in every batch; use false",
-        ),
-        (
             "infer.kv_cache_dtype=fp8_e4m3",
             "infer.kv_cache_dtype=fp8_e4m3: this version keeps the KV cache in the model's dtype; "
             "use auto",
@@ -124,7 +120,6 @@ def test_model_names_ignore_case(name: str) -> None:
             "infer.mla_absorb=absorb: this version has no models with latent attention; use auto",
         ),
         ("infer.soft_fp8=true", None),
-        ("infer.deterministic=true", None),
         ("quant=gptq", "quant=gptq: this version serves unquantised checkpoints; leave it out"),
         ("quant_on_load=true", None),
     ],

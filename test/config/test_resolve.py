@@ -15,8 +15,10 @@ from chitu_like.config.resolve import HOST_PLANNED, resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.settle import settle
 from chitu_like.core.errors import CapacityError, ChituError, ConfigError, UnsupportedError
+from chitu_like.instance import load_order
 
 H200 = replace(CPU, device="cuda", name="NVIDIA H200", memory_bytes=139 * GIB, free_bytes=138 * GIB)
+HOPPER = replace(H200, has_triton=True, has_flashinfer=True)
 T4 = replace(H200, name="Tesla T4", supports_bf16=False)
 
 
@@ -99,6 +101,40 @@ def test_host_planned_attention_is_what_records_nothing() -> None:
 def test_triton_ops_are_refused_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match=r"infer\.op_impl=triton: needs a CUDA device"):
         resolved(CPU, "infer.op_impl=triton")
+
+
+def test_equal_bits_in_every_batch_want_one_kind_of_kernels() -> None:
+    done = resolved(HOPPER, "infer.deterministic=true")
+    assert (done.attn_type, done.op_impl) == ("triton", "triton")
+    for key in ("infer.attn_type", "infer.op_impl"):
+        assert reason(done, key).startswith("infer.deterministic: ")
+    given = ("infer.attn_type=triton", "infer.op_impl=triton", "infer.use_cuda_graph=true")
+    done = resolved(HOPPER, "infer.deterministic=true", "infer.pp_size=2", *given)
+    assert (done.attn_type, done.op_impl, done.use_cuda_graph) == ("triton", "triton", True)
+    assert load_order(settle(done, 3000)).deterministic
+    assert not load_order(settle(resolved(HOPPER), 3000)).deterministic
+
+
+@pytest.mark.parametrize(
+    ("facts", "override", "message"),
+    [
+        (CPU, "infer.device=auto", "on a CPU the number of tokens decides how torch adds up; use"),
+        (H200, "infer.device=auto", "its kernels need Triton, which is not installed"),
+        (HOPPER, "infer.op_impl=torch", "infer.op_impl=torch depends on the batch; use auto or"),
+        (HOPPER, "infer.attn_type=sdpa", "infer.attn_type=sdpa depends on the batch; use auto or"),
+        (HOPPER, "infer.attn_type=flashinfer+xqa", "infer.attn_type=flashinfer+xqa depends on"),
+        (HOPPER, "infer.tp_size=2", "infer.tp_size=2 adds up over ranks in an order of its own"),
+        (HOPPER, "models.hf_overrides.head_dim=512", "the model's heads of 512 are more than the"),
+    ],
+)
+def test_equal_bits_that_cannot_be_kept_are_not_promised(
+    facts: DeviceFacts, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as raised:
+        resolved(facts, "infer.deterministic=true", override)
+    assert str(raised.value).startswith("infer.deterministic=true: ")
+    assert "\n" not in str(raised.value)
+    resolved(facts, override)  # alone it is fine
 
 
 def test_what_is_given_stays() -> None:
