@@ -49,7 +49,8 @@ SETTINGS = {
 }
 # Many steps of few tokens: the ways with most to keep between steps ("logprobs" is greedy).
 FEW_WAYS = ("logprobs", "penalised")
-ASKED_OF = {name: FEW_WAYS if name == "chunks of 3" else EVERYTHING for name in SETTINGS}
+LONG = ("chunks of 3", "preempted by recomputing", "preempted by swapping")
+ASKED_OF = {name: FEW_WAYS if name in LONG else EVERYTHING for name in SETTINGS}
 FAMILIES_ASKED = ("sampled",)
 
 
