@@ -212,6 +212,13 @@ def test_quantised_layers_stay_on_the_ordinary_path(layer: TinyLayer) -> None:
     assert build(layer, table_of(layer.parts, 4, gain_us=1.0), options=options) is None
 
 
+def test_layers_whose_bits_must_not_depend_on_the_batch_stay_on_the_ordinary_path(
+    layer: TinyLayer,
+) -> None:
+    options = replace(layer.options, quant_method=Unquantized(is_invariant=True))
+    assert build(layer, table_of(layer.parts, 4, gain_us=1.0), options=options) is None
+
+
 def test_plain_torch_is_taken_at_its_word(layer: TinyLayer) -> None:
     options = replace(layer.options, op_impl="torch")
     assert build(layer, table_of(layer.parts, 4, gain_us=1.0), options=options) is None
