@@ -14,6 +14,7 @@ from chitu_like import LLM, SamplingParams
 
 PROMPTS = [[5, 9, 17], list(range(3, 40)), [7] * 12, [100, 3, 50, 2, 8]]
 NUM_TOKENS = 24
+QUICK = ("llama", "qwen2", "glm4", "opt")  # on every run; the layers of all: models/test_parity.py
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,10 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ByteTokenizer.save(tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES],
+)
 def test_a_folder_gives_the_tokens_of_transformers(name: str, tmp_path: Path, tokenizer_dir: Path):
     """Batched, in chunks, from a paged cache, with overlap: all at once, and the tokens are equal."""
     _, model, _ = twin_of(name)
