@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -17,10 +17,11 @@ from unittest.mock import patch
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 CAPABILITY = 90
+TARGET = GPUTarget("cuda", CAPABILITY, 32)
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "launch_pdl", "maxnreg")
 POINTERS = {
     torch.float32: "*fp32",
@@ -58,6 +59,7 @@ def compile_launches(call: Callable[[], object]) -> list[Compiled]:
     launches: list[Launch] = []
 
     def record(kernel: JITFunction, *positional: object, **named: object) -> None:
+        _specialize(kernel, positional, named)  # raises where a launch would
         options = {name: named.pop(name) for name in OPTIONS if name in named}
         named = {name: named[name] for name in named if name not in ("grid", "warmup")}
         values = dict(zip(kernel.arg_names, positional, strict=False)) | named
@@ -67,6 +69,29 @@ def compile_launches(call: Callable[[], object]) -> list[Compiled]:
         call()
     assert launches, "the call launches nothing"
     return [_compile(launch) for launch in launches]
+
+
+def variants_of(call: Callable[[], object]) -> set[tuple[str, str]]:
+    """The kernels that a call would launch, each as often as Triton would compile it for them."""
+    found = set()
+
+    def note(kernel: JITFunction, *positional: object, **named: object) -> None:
+        found.add((kernel.__name__, _specialize(kernel, positional, named)))
+
+    with patch.object(JITFunction, "run", note):
+        call()
+    return found
+
+
+def _specialize(
+    kernel: JITFunction, positional: Sequence[object], named: Mapping[str, object]
+) -> str:
+    """What a launch is compiled for, as Triton finds out: it binds the arguments as a launch does."""
+    backend = make_backend(TARGET)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    named = {name: value for name, value in named.items() if name not in ("grid", "warmup")}
+    _, specialization, options = bind(*positional, **named)
+    return f"{specialization} {options}"
 
 
 def _compile(launch: Launch) -> Compiled:
@@ -79,7 +104,8 @@ def _compile(launch: Launch) -> Compiled:
             constants[(index,)] = value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
+            if is_free:
+                attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
             signature[parameter.name] = "i32" if abs(value) < 1 << 31 else "i64"
             if is_free and value % 16 == 0:
@@ -87,8 +113,7 @@ def _compile(launch: Launch) -> Compiled:
         else:
             signature[parameter.name] = "fp32"
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", CAPABILITY, 32)
-    compiled = triton.compile(source, target=target, options=dict(launch.options))
+    compiled = triton.compile(source, target=TARGET, options=dict(launch.options))
     ptx = compiled.asm["ptx"]
     report = _assemble(ptx)
     return Compiled(

@@ -76,8 +76,9 @@ def draw_tokens(
     Args:
         logits: [num_rows, vocab_size], any float dtype, not modified; rows may lie apart.
         params: [num_slots, NUM_PARAMS] int32, rows of `pack_params`.
-        slots: [num_rows] int64, whose parameters each row has. Rows that pad a batch share one.
-        output_positions: [num_rows] int64.
+        slots: [num_rows] int32 or int64, whose parameters each row has. Rows that pad a batch
+            share one.
+        output_positions: [num_rows], of the same dtype.
         last_sampled: [num_slots] int64; WRITTEN at `slots`.
 
     Returns: token ids, [num_rows] int64, and whether the model gave NaN or infinity as the best

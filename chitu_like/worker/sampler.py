@@ -117,7 +117,9 @@ class Sampler:
             slots: parameters are read; counts and last_sampled are updated.
         """
         device = logits.device
-        who, positions = upload(np.stack((rows.slots, rows.output_positions)), device)
+        # As recorded steps have them, so that the same kernels draw.
+        drawn = np.stack((rows.slots, rows.output_positions)).astype(np.int32)
+        who, positions = upload(drawn, device)
         params = slots.device_sampling.params
         if self.is_simple(rows, slots):
             return self.draw(logits, who, positions, params, slots.last_sampled)

@@ -75,16 +75,16 @@ class DrawTiling:
 TILING = DrawTiling()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def _scan_kernel(
-    logits, params, slots, tile_values, tile_ids, counts, row_stride, vocab_size,
+    logits, table, slots, tile_values, tile_ids, counts, row_stride, vocab_size,
     TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of one row."""
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     num_tiles = tl.num_programs(1)
     wait_for_previous(PDL)
-    row_params = params + tl.load(slots + row) * _NUM_PARAMS
+    row_params = table + tl.load(slots + row) * _NUM_PARAMS
     temperature, _, top_p, _ = load_limits(row_params, vocab_size)
     token_ids = tile * TILE + tl.arange(0, TILE)
     is_token = token_ids < vocab_size
@@ -151,9 +151,9 @@ def _last_candidate(
     return last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "positions"])
 def _sift_kernel(
-    logits, params, slots, positions, tile_values, tile_ids, counts, candidates,
+    logits, table, slots, positions, tile_values, tile_ids, counts, candidates,
     row_stride, vocab_size,
     TILE: tl.constexpr, TILES: tl.constexpr, CAPACITY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -161,7 +161,7 @@ def _sift_kernel(
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     num_tiles = tl.num_programs(1)
     wait_for_previous(PDL)
-    row_params = params + tl.load(slots + row) * _NUM_PARAMS
+    row_params = table + tl.load(slots + row) * _NUM_PARAMS
     temperature, top_k, top_p, min_p_key = load_limits(row_params, vocab_size)
     if temperature > 0:
         values = tile_values + row * _NUM_PLANES * num_tiles
@@ -213,9 +213,9 @@ def _draw_up_to(
     return tl.min(tl.where(scores == tl.max(scores, 0), winners, NO_KEY), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "positions"])
 def _finish_kernel(
-    logits, params, slots, positions, tile_values, tile_ids, counts, candidates,
+    logits, table, slots, positions, tile_values, tile_ids, counts, candidates,
     tokens, is_unsound, last_sampled, row_stride, vocab_size, num_tiles,
     TILES: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -223,7 +223,7 @@ def _finish_kernel(
     row = tl.program_id(0).to(tl.int64)
     wait_for_previous(PDL)
     slot = tl.load(slots + row)
-    row_params = params + slot * _NUM_PARAMS
+    row_params = table + slot * _NUM_PARAMS
     temperature, top_k, top_p, min_p_key = load_limits(row_params, vocab_size)
     values = tile_values + row * _NUM_PLANES * num_tiles
     ids = tile_ids + row * _NUM_PLANES * num_tiles

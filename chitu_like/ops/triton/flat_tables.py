@@ -12,7 +12,7 @@ COPIED = 1024
 """Block ids that a program moves at once: 16k tokens of context."""
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["block_tables", "context_lens", "table_stride"])
 def _flatten_kernel(
     block_tables, context_lens, indptr, indices, last_block_lens, table_stride,
     BLOCK_SIZE: tl.constexpr, REQUESTS: tl.constexpr, COPIED: tl.constexpr,

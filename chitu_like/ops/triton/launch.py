@@ -4,6 +4,10 @@ A kernel launched so may start while the one before it still runs. It then waits
 before it reads or writes anything that an earlier kernel touches (weights it may read sooner), and
 lets the next one start likewise. Between two short kernels that hides most of a launch
 (CUDA C++ programming guide, "Programmatic Dependent Launch and Synchronization").
+
+Triton compiles a kernel anew for every integer of 1 or a multiple of 16 that was neither before, and for
+every tensor that begins at a multiple of 16 bytes where earlier ones did not. Whatever changes so from
+one batch to the next is therefore named in `do_not_specialize`: a step would wait for the compiler.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _merge_head(
     tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=in_head)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["block_tables", "context_lens", "table_stride"])
 def _decode_kernel(
     q, k, v, outputs, log_sums, out, arrivals, block_tables, context_lens, scale,
     token_stride, q_head_stride, block_stride, slot_stride, head_stride, table_stride,

@@ -20,7 +20,7 @@ from chitu_like.ops.triton.paged_attention import LOG2_E, attend, cache_constant
 _TILE_FIELDS = tl.constexpr(TILE_FIELDS)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["block_tables", "table_stride"])
 def _prefill_kernel(
     q, k, v, out, block_tables, tiles, scale,
     token_stride, q_head_stride, out_token_stride, block_stride, slot_stride, head_stride,

@@ -13,7 +13,7 @@ from chitu_like.ops.triton.launch import dependent_launch, serves, wait_for_prev
 TOKENS = 4  # of a program, a warp each: a guess, not measured yet
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["positions", "num_tokens"])
 def _rotation_kernel(
     positions, frequencies, cos, sin, num_tokens, scale, frequency_stride,
     HALF: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr, INTERLEAVED: tl.constexpr,
