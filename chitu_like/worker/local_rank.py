@@ -150,6 +150,8 @@ class LocalRank:
 
     def leave(self) -> None:
         """Drop the groups, waiting for nobody."""
+        if self._runner is not None:
+            self._runner.drop_steps()
         if self._joined is not None:
             self._joined.leave()
 

@@ -218,6 +218,10 @@ class ModelRunner:
         self._stage.forget()
         self._steps = self._slots = self._pool = None
 
+    def drop_steps(self) -> None:
+        """Give up recorded steps: NCCL waits for graphs with its calls before it lets go of a group."""
+        self._steps = None
+
     def most_sent_bytes(self) -> int:
         """Bytes of hidden states that wait to be sent to the next stage, at most."""
         return self._stage.kept_bytes(self.options.max_num_batched_tokens)

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 import torch
 from processes import PATIENCE_S
-from tiny_model import tiny_spec
+from tiny_model import tiny_runner, tiny_spec
 
 from chitu_like.core.errors import ChituError, ConfigError, PeerError
 from chitu_like.distributed.parallel_context import ParallelContext
@@ -27,6 +27,7 @@ from chitu_like.worker.messages import (
     Stop,
     ToWorker,
 )
+from chitu_like.worker.model_runner import ModelRunner
 
 ORDER = Prepare(config="{}", spec_digest=digest(tiny_spec()), device="cpu")
 WORLD_RANKS = [4, 5, 6]  # of the second instance
@@ -66,6 +67,20 @@ def _nobody_is_lost_later(monkeypatch: pytest.MonkeyPatch) -> None:
 def local_rank(node: Node | None = None) -> LocalRank:
     alone = Joined(parallel=ParallelContext.single(), pipeline=None)
     return LocalRank(tiny_spec(), lambda device: alone, node or Node())
+
+
+def test_recorded_steps_are_gone_before_the_groups_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NCCL's abort waits for every graph that holds one of its calls, for ever."""
+    done: list[str] = []
+    monkeypatch.setattr(ModelRunner, "drop_steps", lambda runner: done.append("steps"))
+    monkeypatch.setattr(Joined, "leave", lambda joined: done.append("groups"))
+    rank = local_rank()
+    rank._runner = tiny_runner()
+    rank._joined = Joined(parallel=ParallelContext.single(), pipeline=None)
+    rank.leave()
+    assert done == ["steps", "groups"]
 
 
 def crew_of(*answers: tuple[int, FromWorker] | PeerError) -> tuple[Crew, FakeChannel, Losses]:

@@ -144,6 +144,16 @@ def test_allocating_again_starts_from_nothing() -> None:
     assert len(recorder.replayed) == num_replayed
 
 
+def test_without_its_steps_a_runner_goes_on() -> None:
+    recorder = Noting()
+    driver = recording_driver(recorder)
+    driver.runner.drop_steps()
+    prompt = random_prompt(4)
+    tokens = driver.run(Sequence(prompt, 3, sampling_row()))
+    assert tokens == plain_loop(prompt, 3, sampling_row())
+    assert recorder.replayed == []
+
+
 def test_padding_writes_where_nobody_reads() -> None:
     model = Seeing()
     driver = recording_driver(Noting(), model=model)
