@@ -10,6 +10,8 @@ import signal
 import threading
 import time
 
+import torch
+
 from chitu_like.core.ending import DONE, FAILED, LAST_WORDS_S, USER_MISTAKE
 from chitu_like.core.errors import ChituError, PeerError
 from chitu_like.core.garbage import freeze_loaded_objects
@@ -106,6 +108,9 @@ class Worker:
 
     def _report(self) -> None:
         """Send results in the order of the batches, for ever."""
+        device = self._rank.runner.device
+        if device.type == "cuda":  # a thread begins on device 0, where a wait would take memory
+            torch.cuda.set_device(device)
         try:
             while True:
                 self._channel.send(Executed(self._launched.get().result()))
