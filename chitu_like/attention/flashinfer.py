@@ -7,7 +7,7 @@ replay is one plan, and its copy. Kernels are compiled for a shape when it is fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -169,7 +169,7 @@ class FlashInferBackend:
             has_chunks=False,
             decode=wrappers,
             tables=tables,
-            batch=batch,
+            batch=replace(batch, kv_caches={}),  # another holds this plan, and the cache
         )
 
     def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
