@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -159,12 +160,12 @@ def tiny_runner(
 ) -> ModelRunner:
     """A runner that is ready; with `records`, its decodes are replayed: on CUDA as graphs."""
     options = tiny_options(**changes)
-    recorder: Recorder | None = None
+    make_recorder: Callable[[], Recorder] | None = None
     if records:
         on_cuda = options.torch_device.type == "cuda"
-        recorder = CudaGraphRecorder(options.torch_device) if on_cuda else Rerun()
+        make_recorder = partial(CudaGraphRecorder, options.torch_device) if on_cuda else Rerun
     model = model or TinyModel(options.device)
-    runner = ModelRunner(options, model, PlainBackend(), recorder=recorder)
+    runner = ModelRunner(options, model, PlainBackend(), make_recorder=make_recorder)
     runner.allocate(NUM_BLOCKS, num_host_blocks=NUM_HOST_BLOCKS)
     return runner
 

@@ -25,6 +25,7 @@ from chitu_like.attention.base import (
 from chitu_like.core.errors import UnsupportedError
 from chitu_like.ops.attention_tiles import (
     MAX_HEAD_DIM,
+    SplitRoom,
     Splits,
     Tiling,
     cut_tiles,
@@ -115,6 +116,7 @@ class TritonBackend:
         self._decodes_as_chunks = decodes_as_chunks
         self._group = spec.num_heads // spec.num_kv_heads
         self._pdl = pdl
+        self._captured = SplitRoom(spec.device)
         self._no_tiles = torch.empty(0, 5, dtype=torch.int32, device=spec.device)
 
     @classmethod
@@ -128,6 +130,9 @@ class TritonBackend:
 
     def plan(self, batch: ForwardBatch) -> TritonMetadata:
         """See AttentionBackend: one upload where there are chunks, none of decodes."""
+        return self._plan(batch, None)
+
+    def _plan(self, batch: ForwardBatch, room: SplitRoom | None) -> TritonMetadata:
         num_reqs, max_blocks = batch.block_tables.shape
         num_decodes = 0 if self._decodes_as_chunks else batch.num_decodes
         if num_decodes == num_reqs:
@@ -140,14 +145,14 @@ class TritonBackend:
             num_decodes=num_decodes,
             block_tables=batch.block_tables,
             context_lens=batch.device_context_lens,
-            splits=self._splits(num_decodes, max_blocks),
+            splits=self._splits(num_decodes, max_blocks, room),
             tiles=tiles,
         )
 
     def plan_capture(self, batch: ForwardBatch) -> TritonMetadata:
         """See GraphBackend: a plan of decodes reads the batch's own tensors, so it is one already."""
         assert batch.num_decodes == len(batch.query_lens), "only decodes are captured"
-        return self.plan(batch)
+        return self._plan(batch, self._captured)
 
     def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
         """See GraphBackend: nothing is left to do."""
@@ -210,7 +215,7 @@ class TritonBackend:
     def _decode_tiles(self, context_lens: Tensor) -> Tensor:
         return decode_tiles(context_lens, group=self._group, rows=self._tiling.prefill.rows)
 
-    def _splits(self, num_decodes: int, max_blocks: int) -> Splits:
+    def _splits(self, num_decodes: int, max_blocks: int, room: SplitRoom | None) -> Splits:
         """Room for as many splits as the shape of a batch asks for, whatever its lengths."""
         spec = self._spec
         if self._split_tokens:
@@ -226,4 +231,5 @@ class TritonBackend:
             num_heads=spec.num_heads,
             head_dim=spec.head_dim,
             device=spec.device,
+            room=room,
         )

@@ -5,6 +5,7 @@ Apart from the kernels, so that planning needs no Triton.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,23 @@ def tiling_for(head_dim: int, dtype: torch.dtype) -> Tiling:
     return TILINGS[limit, dtype.itemsize]
 
 
+class SplitRoom:
+    """Memory that batches share of which only one is computed at a time, as captured ones are.
+
+    Args:
+        device: where it is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._floats = torch.empty(0, dtype=torch.float32, device=device)
+
+    def take(self, count: int) -> Tensor:
+        """[count] float32, the same for everybody; an earlier, smaller piece stays as it is."""
+        if count > len(self._floats):
+            self._floats = torch.empty(count, dtype=torch.float32, device=self._floats.device)
+        return self._floats[:count]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """Where the splits of a batch leave what they found; the layers share it, one after the other.
@@ -110,14 +128,17 @@ class Splits:
         num_heads: int,
         head_dim: int,
         device: torch.device,
+        room: SplitRoom | None = None,
     ) -> Splits:
-        """Room for a batch of `num_reqs`, padding included."""
+        """Room for a batch of `num_reqs`, padding included; within `room` where that is given."""
         shape = (num_reqs if count > 1 else 0, num_heads, count)
+        num_sums = math.prod(shape)
+        floats = (room or SplitRoom(device)).take(num_sums * (head_dim + 1))
         return cls(
             count=count,
             tokens=tokens,
-            outputs=torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
-            log_sums=torch.empty(shape, dtype=torch.float32, device=device),
+            outputs=floats[: num_sums * head_dim].view(*shape, head_dim),
+            log_sums=floats[num_sums * head_dim :].view(shape),
             arrivals=torch.zeros(shape[:2], dtype=torch.int32, device=device)
             if has_arrivals
             else None,

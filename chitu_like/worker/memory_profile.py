@@ -74,12 +74,17 @@ def _plan_by_shapes(
 
 
 def _activation_bytes(runner: ModelRunner) -> int:
-    """Peak of the largest steps beside weights and cache: one long prompt, then many requests."""
+    """Peak of the largest steps beside weights and cache: one long prompt, then many requests.
+
+    The first asks for no log-probabilities, as most will: what draws its token is then compiled.
+    """
     options = runner.options
     peak = 0
     for num_reqs in sorted({1, min(options.max_reqs, options.max_num_batched_tokens)}):
         num_tokens = min(options.max_num_batched_tokens // num_reqs, options.max_seq_len)
-        batch = make_profile_batch(num_reqs, num_tokens, options.block_size)
+        batch = make_profile_batch(
+            num_reqs, num_tokens, options.block_size, wants_logprobs=num_reqs > 1
+        )
         num_blocks = num_reqs * runner.kv_spec.blocks_for(num_tokens)
         runner.allocate(num_blocks, max_reqs=num_reqs, max_seq_len=num_tokens, sizes=())
         torch.cuda.reset_peak_memory_stats(runner.device)

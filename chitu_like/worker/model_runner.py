@@ -72,15 +72,15 @@ class ModelRunner:
         model: its parameters are on the device, not yet filled.
         backend: the one that the model's layers call.
         stage: what passes to and from other stages; None: there are none.
-        recorder: records steps of decodes, which the backend must allow; None: each step is
-            launched kernel by kernel.
+        make_recorder: makes what records steps of decodes, which the backend must allow; None: each
+            step is launched kernel by kernel.
 
     Attributes:
         options: as given.
         device: where it computes.
         kv_spec: shape of a KV block on this rank.
         samples: whether this is the rank that draws the tokens; other ranks' outputs are empty.
-        records_steps: whether there is a recorder.
+        records_steps: whether steps are recorded.
         weight_bytes: of the parameters on this rank; 0 before `load`.
     """
 
@@ -90,7 +90,7 @@ class ModelRunner:
         model: Model,
         backend: AttentionBackend,
         stage: Stage | None = None,
-        recorder: Recorder | None = None,
+        make_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         self.options = options
         self.device = options.torch_device
@@ -101,8 +101,8 @@ class ModelRunner:
         self._stage = stage or Stage()
         self._sampler = Sampler(self.device, options.op_impl)
         self._warn = WarnOnce(logger)
-        self._recorder = recorder
-        self.records_steps = recorder is not None
+        self._make_recorder = make_recorder
+        self.records_steps = make_recorder is not None
         self.weight_bytes = 0
         self._slots: Slots | None = None
         self._pool: KVPool | None = None
@@ -136,8 +136,10 @@ class ModelRunner:
                 dtype=options.torch_dtype,
                 device=options.torch_device,
             )
-        recorder = CudaGraphRecorder(options.torch_device) if options.use_cuda_graph else None
-        return cls(options, model, backend, stage, recorder)
+        make_recorder = None
+        if options.use_cuda_graph:
+            make_recorder = partial(CudaGraphRecorder, options.torch_device)
+        return cls(options, model, backend, stage, make_recorder)
 
     def load(
         self,
@@ -228,7 +230,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _record_steps(self, slots: Slots, pool: KVPool, sizes: Sequence[int]) -> None:
-        assert self._recorder is not None, "there is nothing to record with"
+        assert self._make_recorder is not None, "there is nothing to record with"
         assert isinstance(self._backend, GraphBackend), f"{self.options.attn_type} records nothing"
         self._steps = DecodeSteps(
             self._model,
@@ -237,7 +239,7 @@ class ModelRunner:
             self.options,
             slots,
             pool.layers,
-            self._recorder,
+            self._make_recorder(),  # a pool of their own: an earlier one may still hold a tensor
             sizes,
         )
 

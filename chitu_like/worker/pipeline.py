@@ -145,6 +145,8 @@ class LinkedStage(Stage):
         """See Stage."""
         while self._returning:
             self._returning.popleft().work.wait()
+        while self._sent:
+            self._sent.popleft()[0].wait()
 
     def _send(self, tensor: Tensor, group: dist.ProcessGroup, receiver: int) -> None:
         """Queue a send, and keep the tensor until it has left."""

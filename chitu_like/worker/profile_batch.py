@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from chitu_like.core.batch import SamplingRow, ScheduledBatch, SlotRow
 
 # top_p sorts the vocabulary: the most that sampling takes.
@@ -22,8 +24,11 @@ _SAMPLING = SamplingRow(
 )
 
 
-def make_profile_batch(num_reqs: int, num_tokens: int, block_size: int) -> ScheduledBatch:
+def make_profile_batch(
+    num_reqs: int, num_tokens: int, block_size: int, *, wants_logprobs: bool = True
+) -> ScheduledBatch:
     """`num_reqs` new prompts of `num_tokens` each, all sampled, in blocks 0 and following."""
+    sampling = _SAMPLING if wants_logprobs else msgspec.structs.replace(_SAMPLING, num_logprobs=-1)
     num_blocks = -(-num_tokens // block_size)
     slots = list(range(num_reqs))
     rows = [
@@ -31,7 +36,7 @@ def make_profile_batch(num_reqs: int, num_tokens: int, block_size: int) -> Sched
             slot=slot,
             prompt_len=num_tokens,
             block_ids=list(range(slot * num_blocks, (slot + 1) * num_blocks)),
-            sampling=_SAMPLING,
+            sampling=sampling,
             history=[],
         )
         for slot in slots

@@ -187,6 +187,7 @@ def test_random_batches() -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_request_without_context_gets_zeros_and_changes_nothing() -> None:
     spec = make_spec()
     for num_programs in (16, 1):
@@ -215,11 +216,16 @@ def test_a_request_without_context_gets_zeros_and_changes_nothing() -> None:
     ("num_programs", "split_tokens", "fused_merge", "as_chunks"),
     [
         (16, 0, False, False),
-        (16, 0, True, False),
-        (1, 0, True, False),
-        (1, 32, False, False),
-        (1, 32, True, False),
-        (1, 0, False, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (16, 0, True, False),
+                (1, 0, True, False),
+                (1, 32, False, False),
+                (1, 32, True, False),
+                (1, 0, False, True),
+            )
+        ),
     ],
 )
 def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
@@ -369,7 +375,7 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whatever_stands_beside
 
 
 @pytest.mark.parametrize("num_heads", [2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("window", [None, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_decode_as_a_chunk_has_the_bits_of_its_prompt(window: int | None, num_heads: int) -> None:
     spec = make_spec(num_heads, 1, head_dim=8)
     backend = TritonBackend(spec, tiling=TILING, num_programs=1, decodes_as_chunks=True)

@@ -29,11 +29,16 @@ from chitu_like.ops.triton.launch import serves
 
 CPU = torch.device("cpu")
 DEVICE = CPU if serves(CPU, torch.float32) else torch.device("cuda")
-NUM_TOKENS = [0, 1, 5]
+NUM_TOKENS = [*(pytest.param(count, marks=pytest.mark.slow) for count in (0, 1)), 5]
 EPS = 1e-3
 
 every_dtype = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
+    "dtype",
+    [
+        torch.float32,
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float16)),
+    ],
+    ids=lambda dtype: str(dtype)[6:],
 )
 
 
@@ -46,7 +51,6 @@ def wider(x: Tensor) -> Tensor:
     return torch.cat((x, x.new_full((len(x), 4), torch.nan)), 1)[:, : x.shape[1]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 60, 1100])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -62,7 +66,6 @@ def test_rms_norm(dtype: torch.dtype, num_tokens: int, size: int) -> None:
         assert torch.equal(rows, kept)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
 def test_rms_norm_of_heads_in_a_merged_qkv(dtype: torch.dtype, num_tokens: int) -> None:
@@ -75,7 +78,6 @@ def test_rms_norm_of_heads_in_a_merged_qkv(dtype: torch.dtype, num_tokens: int) 
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [60, 1100])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -90,7 +92,6 @@ def test_add_rms_norm_updates_the_residual(dtype: torch.dtype, num_tokens: int, 
         assert torch.equal(rows, kept)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("has_weights", [True, False])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -103,7 +104,6 @@ def test_layer_norm(dtype: torch.dtype, num_tokens: int, has_weights: bool) -> N
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
 def test_embedding_with_its_norm(dtype: torch.dtype, num_tokens: int) -> None:
@@ -114,7 +114,6 @@ def test_embedding_with_its_norm(dtype: torch.dtype, num_tokens: int) -> None:
     assert_op_close(normed, norm.rms_norm(embedded.float(), weight.float(), EPS))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", activation.ACTIVATIONS)
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -126,14 +125,12 @@ def test_act_and_mul(dtype: torch.dtype, num_tokens: int, name: str) -> None:
         assert_op_close(found, activation.act_and_mul(x.float(), name))
 
 
-@pytest.mark.slow
 def test_silu_far_from_zero_is_the_number_or_nothing() -> None:
     x = torch.tensor([[1e4, -1e4, 90.0, -90.0, 1.0, 1.0, 1.0, 1.0]], device=DEVICE)
     found = activation_kernel.act_and_mul(x, "silu")
     torch.testing.assert_close(found, torch.tensor([[1e4, 0.0, 90.0, 0.0]], device=DEVICE))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("own_frequencies", [True, False])
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
@@ -166,7 +163,6 @@ def random_rotation(
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("has_norms", [True, False])
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize(
@@ -211,7 +207,6 @@ def test_rope_store(
         assert_op_close(cache.nan_to_num(), expected.nan_to_num())
 
 
-@pytest.mark.slow
 @every_dtype
 def test_padding_rows_may_share_a_slot(dtype: torch.dtype) -> None:
     shape = (2, 4, 2, 12)
@@ -230,7 +225,6 @@ def test_padding_rows_may_share_a_slot(dtype: torch.dtype) -> None:
         assert torch.equal(cache.flatten(0, 1)[1:], expected.flatten(0, 1)[1:])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_kv_heads", [1, 3, 17])
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 @every_dtype
@@ -307,7 +301,6 @@ def test_slots_beyond_2_to_the_31_elements_are_reached() -> None:
     assert torch.equal(embedded, table[-1:])
 
 
-@pytest.mark.slow
 def test_the_kernels_of_every_op_are_taken() -> None:
     ops: tuple[Op, ...] = (
         norm.rms_norm_op,
@@ -325,15 +318,17 @@ def test_the_kernels_of_every_op_are_taken() -> None:
         assert op.kinds(DEVICE, torch.float64) == ["torch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
+        "llama-biases",
+        "llama-gelu",
+        "llama-dynamic",
         "qwen3-tied-yarn",
+        "glm-partial",
+        "glm4",
         "opt",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("llama-biases", "llama-gelu", "llama-dynamic", "glm-partial", "glm4")
-        ),
     ],
 )
 def test_a_model_computes_the_same_with_kernels_and_without(name: str) -> None:

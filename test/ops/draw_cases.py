@@ -184,7 +184,7 @@ def is_open(scores: Tensor, row: Row) -> bool:
 
 @pytest.mark.parametrize(
     "shape",
-    ["spread", "tied", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_SHAPES)],
+    ["tied", *(pytest.param(name, marks=pytest.mark.slow) for name in ("spread", *MORE_SHAPES))],
 )
 def test_the_threshold_is_that_of_a_sort(shape: str) -> None:
     logits = {
@@ -210,7 +210,9 @@ def test_the_threshold_is_that_of_a_sort(shape: str) -> None:
 # Tokens
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_a_mixed_batch_draws_the_reference_tokens(dtype: torch.dtype) -> None:
     rows = ROWS[1::3] if dtype == torch.float32 else ROWS[::3]
     check((torch.randn(len(rows), 150) * 3).to(dtype), rows)

@@ -128,9 +128,9 @@ def alone(runner: ModelRunner, _rows_multiplied_alike: None) -> Tensor:
 @pytest.mark.parametrize(
     ("num_reqs", "chunk"),
     [
-        (1, 1),
+        pytest.param(1, 1, marks=pytest.mark.slow),
         (3, 4),
-        (MAX_REQS, len(PROMPT)),
+        pytest.param(MAX_REQS, len(PROMPT), marks=pytest.mark.slow),
         pytest.param(3, 1, marks=pytest.mark.slow),
         pytest.param(MAX_REQS, 1, marks=pytest.mark.slow),
         pytest.param(MAX_REQS, 4, marks=pytest.mark.slow),

@@ -70,7 +70,7 @@ def recording_driver(
     model: TinyModel = MODEL,
     depth: int = 1,
 ) -> Driver:
-    runner = ModelRunner(tiny_options(), model, backend or PlainBackend(), recorder=recorder)
+    runner = ModelRunner(tiny_options(), model, backend or PlainBackend(), None, lambda: recorder)
     runner.allocate(NUM_BLOCKS, num_host_blocks=NUM_HOST_BLOCKS)
     return Driver(runner, depth=depth)
 

@@ -121,7 +121,7 @@ def runner_of(options: RunnerOptions, stage: Stage | None = None, *, records: bo
         options.torch_device,
         parallel=options.parallel,
     )
-    runner = ModelRunner(options, model, backend, stage, Rerun() if records else None)
+    runner = ModelRunner(options, model, backend, stage, Rerun if records else None)
     runner.load(load_format="dummy", seed=5)
     runner.allocate(NUM_BLOCKS, num_host_blocks=NUM_HOST_BLOCKS)
     return runner
