@@ -106,7 +106,7 @@ class FrontEndProcess:
 
     @property
     def invitation(self) -> str:
-        """What to print once everything is ready, as rich text."""
+        """What to print once it is ready, as rich text."""
         return f"[bold]ready: open {self.url}/ to chat[/bold]  (API at {self.url}/v1, Ctrl-C stops)"
 
     def connect(self, instance: int, address: str) -> None:
@@ -122,11 +122,13 @@ class FrontEndProcess:
         self,
         call: Callable[[int, str], None],
         *,
+        when_ready: Callable[[], None] | None = None,
         when_lost: Callable[[int], None] | None = None,
     ) -> None:
         """Call `call(exit code, reason)` from a thread when the process is gone before `end`.
 
-        Before that it calls `when_lost(instance)` for each instance that the front end gave up.
+        Before that it calls `when_ready()` once clients are served, and `when_lost(instance)` for
+        each instance that the front end gave up.
 
         Code 0 says that it has drained. Then the engine was told to stop, so where it is this
         process's own it is given END_TIMEOUT_S to do so: it has not heard where it was still loading.
@@ -137,6 +139,8 @@ class FrontEndProcess:
             while (event := self._read_event()) is not None:
                 if event.event == "failed":
                     reason = event.message
+                elif event.event == "ready" and when_ready is not None:
+                    when_ready()
                 elif event.event == "lost" and when_lost is not None:
                     when_lost(event.instance)
             code = self._process.wait()

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -112,7 +113,13 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
     console = Console()
     with FrontEndProcess(config, files, started) as front_end:
         console.print(f"listening on {front_end.url}, loading the model ...", highlight=False)
-        front_end.when_ended(_exit_with_front_end)
+        is_reported = threading.Event()
+
+        def invite() -> None:
+            is_reported.wait()
+            console.print(front_end.invitation, highlight=False, soft_wrap=True)
+
+        front_end.when_ended(_exit_with_front_end, when_ready=invite)
         phases.end("front end")
         from chitu_like.rank import lead  # torch loads while the port answers already
         from chitu_like.startup_report import print_report
@@ -120,7 +127,7 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
         def announce(loaded: LoadedEngine, address: str) -> None:
             _drain_on_signals(front_end)
             print_report(console, loaded, files.spec)
-            console.print(front_end.invitation, highlight=False, soft_wrap=True)
+            is_reported.set()
 
         code = lead(
             config,

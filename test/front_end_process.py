@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,15 +42,20 @@ class Service:
         self.process.stdin.flush()
         for instance, engine in enumerate(engines):
             self.order("connect", instance=instance, address=engine.address)
-        self.first_event: dict[str, Any] = json.loads(self.process.stdout.readline())
+        self.first_event = self.next_event()
         self.port = self.first_event.get("port", 0)
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def wait_ready(self, timeout_s: float = PATIENCE_S) -> Service:
-        deadline_s = time.monotonic() + timeout_s
-        while httpx.get(f"{self.url}/ready", timeout=60.0).status_code != 200:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
+    def next_event(self) -> dict[str, Any]:
+        """What it tells its leader next; waits for it."""
+        assert self.process.stdout is not None
+        event: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return event
+
+    def wait_ready(self) -> Service:
+        """Wait for its word that clients are served, and see that they are."""
+        assert self.next_event() == {"event": "ready"}
+        assert httpx.get(f"{self.url}/ready", timeout=60.0).status_code == 200
         return self
 
     def end(self) -> int:

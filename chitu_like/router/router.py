@@ -60,7 +60,7 @@ class Router:
         on_step: told of every step with the instance and its stats before and after it.
         on_lost: told of every instance that fails.
         failure: why the service cannot go on, or None.
-        failed, draining: set when that begins.
+        opened, failed, draining: set when that begins.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Router:
         self._routes: dict[str, tuple[Instance, Inbox]] = {}
         self.draining = asyncio.Event()
         self.failure: str | None = None
+        self.opened = asyncio.Event()
         self.failed = asyncio.Event()
 
     @property
@@ -285,6 +286,8 @@ class Router:
                 self._stepped(instance, message)
             elif isinstance(message, Ready):
                 instance.info = message.info
+                if not self._is_loading:
+                    self.opened.set()
             elif isinstance(message, Failed):
                 self.fail_instance(instance, message.reason)
                 return

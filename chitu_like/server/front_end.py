@@ -125,7 +125,7 @@ class FrontEnd:
         """Everything that goes on beside HTTP, until one part of it ends the service."""
         parts = {
             "router": asyncio.ensure_future(self._router.run()),
-            "text": asyncio.ensure_future(self._load_text()),
+            "opening": asyncio.ensure_future(self._open()),
             "orders": asyncio.ensure_future(self._take_orders()),
             "progress": asyncio.ensure_future(self._watch_progress()),
             "drain": asyncio.ensure_future(self._finish_drain()),
@@ -151,6 +151,12 @@ class FrontEnd:
 
     async def _wait_failed(self) -> None:
         await self._router.failed.wait()
+
+    async def _open(self) -> None:
+        """Say so once a call would be taken: the text side is read, and every engine is there."""
+        await self._load_text()
+        await self._router.opened.wait()
+        self._leader.tell("ready")
 
     async def _load_text(self) -> None:
         config = self._config

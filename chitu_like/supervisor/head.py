@@ -65,9 +65,13 @@ class FrontEnd(Protocol):
         """Finish what is open, then stop the engines and end."""
 
     def when_ended(
-        self, call: Callable[[int, str], None], *, when_lost: Callable[[int], None] | None = None
+        self,
+        call: Callable[[int, str], None],
+        *,
+        when_ready: Callable[[], None] | None = None,
+        when_lost: Callable[[int], None] | None = None,
     ) -> None:
-        """Tell of its end, and of every instance that it gives up."""
+        """Tell when clients are served, of every instance that it gives up, and of its end."""
 
 
 class HeadSupervisor:
@@ -81,7 +85,7 @@ class HeadSupervisor:
         front_end: running; ended by whoever made it.
         started: name of the run's log folder.
         silence_s: a supervisor that says nothing for so long is gone.
-        when_ready: called once all instances listen.
+        when_ready: called once clients are served, from a thread.
         program: see RankChild.
     """
 
@@ -116,6 +120,7 @@ class HeadSupervisor:
         take_signals(self._events.put)
         self._front_end.when_ended(
             lambda code, reason: self._events.put(FrontEndEnded(code=code, reason=reason)),
+            when_ready=self._when_ready,
             when_lost=lambda instance: self._events.put(InstanceLost(instance=instance)),
         )
         self._child = RankChild(0, begin, self._events.put, self._program)
@@ -139,10 +144,8 @@ class HeadSupervisor:
         if isinstance(event, Found):
             self._open(event)
         elif isinstance(event, Listening):
-            self._front_end.connect(event.instance, event.address)
             self._listening.add(event.instance)
-            if self._is_ready:
-                self._when_ready()
+            self._front_end.connect(event.instance, event.address)
         elif isinstance(event, Ended):
             self._rank_ended(event)
         elif isinstance(event, InstanceLost):

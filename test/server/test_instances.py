@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 from typing import Any
 
 import httpx
@@ -59,8 +58,7 @@ def test_one_instance_fails_alone(start: Start, cause: str) -> None:
         assert service.chat(max_tokens=2).status_code == 200
     assert len(service.engines[1].added) == 3
 
-    assert service.process.stdout is not None
-    told = json.loads(service.process.stdout.readline())
+    told = service.next_event()
     assert (told["event"], told["instance"]) == ("lost", 1)
     service.order("drain")
     assert service.end() == 0
@@ -70,11 +68,10 @@ def test_one_instance_fails_alone(start: Start, cause: str) -> None:
 def test_the_last_instance_takes_the_service_with_it(start: Start) -> None:
     service = start(num_instances=2, is_supervised=True)
     service.engines[0].close()
-    assert service.process.stdout is not None
-    assert json.loads(service.process.stdout.readline())["instance"] == 0
+    assert service.next_event()["instance"] == 0
     assert httpx.get(f"{service.url}/health").json()["status"] == "degraded"
     service.engines[1].close()
-    assert json.loads(service.process.stdout.readline())["instance"] == 1
+    assert service.next_event()["instance"] == 1
     assert service.end() == 1
 
 

@@ -297,8 +297,7 @@ def test_a_port_in_use_is_the_users_mistake_in_one_line(start: Start) -> None:
 def test_a_missing_tokenizer_is_the_users_mistake(start: Start, tmp_path: Any) -> None:
     service = start(wait=False, tokenizer_path=str(tmp_path))
     assert service.first_event["event"] == "listening"
-    assert service.process.stdout is not None
-    event = json.loads(service.process.stdout.readline())
+    event = service.next_event()
     assert event["event"] == "failed"
     assert "tokenizer" in event["message"]
     assert service.end() == 2

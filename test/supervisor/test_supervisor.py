@@ -47,6 +47,8 @@ class FakeFrontEnd:
 
     def connect(self, instance: int, address: str) -> None:
         self.engines[instance] = address
+        if len(self.engines) == 2:
+            self.ready()
 
     def drain(self) -> None:
         self.num_drains += 1
@@ -54,10 +56,13 @@ class FakeFrontEnd:
         self.ended(0, "")
 
     def when_ended(
-        self, call: Callable[[int, str], None], *, when_lost: Callable[[int], None] | None = None
+        self,
+        call: Callable[[int, str], None],
+        *,
+        when_ready: Callable[[], None],
+        when_lost: Callable[[int], None],
     ) -> None:
-        self.ended = call
-        self.lost = when_lost
+        self.ended, self.ready, self.lost = call, when_ready, when_lost
 
 
 class Job:
