@@ -181,7 +181,8 @@ class FolderWriter:
     def finish(self) -> list[Receipt] | None:
         """Write the manifest if the files of all ranks are there, and clear away what else is ours.
 
-        Returns: the receipts in the order of the ranks; None where somebody has yet to write some.
+        Returns: the receipts in the order of the ranks; None where somebody has yet to write some,
+            or has finished in the same moment and was the first to say so.
         """
         try:
             receipts = [self.receipt(*place) for place in self.plan.places()]
@@ -190,10 +191,10 @@ class FolderWriter:
                 return None
             fields = msgspec.structs.asdict(self.plan)
             self._put(MANIFEST_FILE, Manifest(ranks=tuple(r.rank for r in present), **fields))
-            self._clear_away({receipt.rank.file for receipt in present})
+            is_first = self._clear_away({receipt.rank.file for receipt in present})
         except OSError as error:
             raise self._failed(error) from error
-        return present
+        return present if is_first else None
 
     @property
     def _digest(self) -> str:
@@ -212,14 +213,21 @@ class FolderWriter:
                 "preprocess_and_save: name another folder"
             )
 
-    def _clear_away(self, kept: set[str]) -> None:
-        """Remove receipts, what an earlier plan left, and files that nobody finished."""
+    def _clear_away(self, kept: set[str]) -> bool:
+        """Remove receipts, what an earlier plan left, and files that nobody finished.
+
+        Returns: whether it was this process that removed the last sign of being unfinished.
+        """
         for path in self.folder.iterdir():
             is_left_over = _RANK_FILE.fullmatch(path.name) and path.name not in kept
             is_rank_s_temporary = is_temporary(path.name) and path.name.startswith(".rank-")
             if is_left_over or is_rank_s_temporary:
                 path.unlink(missing_ok=True)
-        (self.folder / UNFINISHED_FILE).unlink(missing_ok=True)
+        try:
+            (self.folder / UNFINISHED_FILE).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def _taken(self, state: str, plan: Plan) -> CheckpointError:
         return CheckpointError(

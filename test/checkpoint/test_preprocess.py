@@ -214,6 +214,18 @@ def test_whoever_is_last_writes_the_manifest(checkpoints, tmp_path):
     assert first.writer.begin(overwrite=False) is not None  # nothing is left to be done
 
 
+def test_of_two_that_finish_in_the_same_moment_one_says_so(checkpoints, tmp_path, monkeypatch):
+    first, second = (plan(checkpoints("llama"), tmp_path, 2) for _ in range(2))
+    for preprocessing, place in zip((first, second), first.writer.plan.places(), strict=True):
+        preprocessing.writer.begin(overwrite=False)
+        preprocessing.write_rank(*place, progress=False)
+    receipts = {place: first.writer.receipt(*place) for place in first.writer.plan.places()}
+    assert first.writer.finish() == list(receipts.values())
+    monkeypatch.setattr(second.writer, "receipt", lambda *place: receipts[place])  # read in time
+    assert second.writer.finish() is None
+    assert find_manifest(tmp_path) is not None
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_processes_may_run_at_once_in_any_order(checkpoints, tmp_path, overwrite):
     if overwrite:

@@ -14,6 +14,9 @@ from front_end_process import Service
 pytestmark = pytest.mark.needs("chromium", "chromedriver")
 
 webdriver = pytest.importorskip("selenium.webdriver")
+StaleElementReferenceException = pytest.importorskip(
+    "selenium.common.exceptions"
+).StaleElementReferenceException
 By = pytest.importorskip("selenium.webdriver.common.by").By
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
@@ -51,7 +54,13 @@ def page(browser: webdriver.Chrome, service: Service) -> webdriver.Chrome:
 
 
 def wait(page: webdriver.Chrome, is_true: Callable[[webdriver.Chrome], object]) -> None:
-    WebDriverWait(page, 15, poll_frequency=0.02).until(is_true)
+    # A frame that was asked for before the end draws once more, and what was found is another's.
+    redrawn = [StaleElementReferenceException]
+    WebDriverWait(page, 15, poll_frequency=0.02, ignored_exceptions=redrawn).until(is_true)
+
+
+def text_of(page: webdriver.Chrome, selector: str) -> str:
+    return page.find_element(By.CSS_SELECTOR, selector).text.replace("\n", " ")
 
 
 def complaints(page: webdriver.Chrome) -> list[dict[str, object]]:
@@ -85,9 +94,9 @@ def test_a_message_is_sent_and_the_answer_streams(page: webdriver.Chrome, servic
 
     wait(page, note)
     assert len(seen) > 4, "the answer came in one piece"
-    assert page.find_element(By.CSS_SELECTOR, ".text strong").text == "brave"
-    facts = page.find_element(By.CSS_SELECTOR, ".facts").text.replace("\n", " ")
-    assert re.search(r"\d+ ms to first token .*\d tokens/s .*45 tokens", facts)
+    wait(page, lambda page: text_of(page, ".text strong") == "brave")
+    pattern = r"\d+ ms to first token .*\d tokens/s .*45 tokens"
+    wait(page, lambda page: re.search(pattern, text_of(page, ".facts")))
     ask(page, "Another")
     service.engine.wait_until(lambda engine: len(engine.added) == 2)
     conversation = bytes(t for t in service.engine.added[-1].prompt_token_ids if t < 256).decode()
@@ -119,7 +128,7 @@ def test_the_stop_button_frees_the_request_and_keeps_the_text(
     service.engine.wait_until(lambda engine: engine.num_open == 0)
     wait(page, has_finished)
     assert last_answer(page).startswith("012345")
-    assert "stopped" in page.find_element(By.CSS_SELECTOR, ".facts").text
+    wait(page, lambda page: "stopped" in text_of(page, ".facts"))
     page.find_element(By.ID, "reset").click()
     assert page.find_elements(By.CSS_SELECTOR, ".message") == []
 
