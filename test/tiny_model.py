@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from chitu_like.attention.base import AttentionMetadata, AttentionSpec, ForwardBatch
+from chitu_like.attention.base import (
+    AttentionMetadata,
+    AttentionSpec,
+    ForwardBatch,
+    PlannedByTensors,
+)
 from chitu_like.core.batch import SamplingRow
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.worker.model_runner import ModelRunner
@@ -25,7 +31,7 @@ VOCAB_SIZE, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 53, 16, 2, 4, 2, 4
 MAX_SEQ_LEN, BLOCK_SIZE, MAX_REQS, NUM_BLOCKS, NUM_HOST_BLOCKS = 64, 4, 6, 80, 20
 
 
-class PlainBackend:
+class PlainBackend(PlannedByTensors):
     """TinyModel reads block tables itself: nothing to plan."""
 
     supports_cuda_graph = True
@@ -38,28 +44,24 @@ class PlainBackend:
         return AttentionMetadata()
 
     def run(self, *_arguments: object, **_options: object) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("TinyModel attends itself")
 
     def plan_capture(self, batch: ForwardBatch) -> AttentionMetadata:
         return AttentionMetadata()
 
-    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
-        """Nothing is read on the host."""
 
-    def prepare(self, metadata: AttentionMetadata) -> None:
-        """Nothing is shared by the layers."""
+@dataclass(frozen=True)
+class Again:
+    """Work that is called instead of replayed."""
+
+    replay: Callable[[], None]
 
 
 class Rerun:
     """A recorder without graphs: what was recorded is called again."""
 
-    def record(self, work: Callable[[], None]) -> Rerun:
-        rerun = Rerun()
-        rerun.replay = work  # type: ignore[method-assign]
-        return rerun
-
-    def replay(self) -> None:
-        raise NotImplementedError
+    def record(self, work: Callable[[], None]) -> Again:
+        return Again(work)
 
 
 class TinyModel:

@@ -184,6 +184,16 @@ class GraphBackend(AttentionBackend, Protocol):
         ...
 
 
+class PlannedByTensors:
+    """The part of a GraphBackend whose plan of decodes is nothing but the batch's own tensors."""
+
+    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
+        """See GraphBackend: nothing is left to do."""
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """See GraphBackend: nothing is left to do."""
+
+
 attention_backends: Registry[type[NamedBackend]] = Registry(
     "attention backend", "chitu_like.attention", "infer.attn_type"
 )

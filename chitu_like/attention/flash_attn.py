@@ -9,6 +9,7 @@ blocks of a multiple of 256 tokens.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -21,6 +22,7 @@ from chitu_like.attention.base import (
     AttentionSpec,
     ForwardBatch,
     LayerKVCache,
+    PlannedByTensors,
     attention_backends,
 )
 from chitu_like.attention.package import import_package
@@ -86,29 +88,41 @@ class FlashAttention(Protocol):
         ...
 
 
-class FlashAttention2:
-    """`flash_attn`, read at version 2.8.3."""
+class _CachedDecode:
+    """Decodes, which the versions take alike but for a word.
 
-    def __init__(self) -> None:
-        package = import_package(VERSION_2, extra="flash_attn")
-        self._with_cache = package.flash_attn_with_kvcache
-        self._varlen = package.flash_attn_varlen_func
+    Args:
+        attend: the package's flash_attn_with_kvcache.
+        tables: its name for block tables.
+    """
+
+    def __init__(self, attend: Callable[..., Tensor], tables: str) -> None:
+        self._with_cache, self._tables = attend, tables
 
     def decode(
         self, q: Tensor, cache: LayerKVCache, at: Requests, scale: float, window: tuple[int, int]
     ) -> Tensor:
         """See FlashAttention."""
-        out: Tensor = self._with_cache(
+        out = self._with_cache(
             q.unsqueeze(1),
             cache.k,
             cache.v,
             cache_seqlens=at.context_lens,
-            block_table=at.block_tables,
             softmax_scale=scale,
             causal=True,
             window_size=window,
+            **{self._tables: at.block_tables},
         )
         return out.squeeze(1)
+
+
+class FlashAttention2(_CachedDecode):
+    """`flash_attn`, read at version 2.8.3."""
+
+    def __init__(self) -> None:
+        package = import_package(VERSION_2, extra="flash_attn")
+        super().__init__(package.flash_attn_with_kvcache, "block_table")
+        self._varlen = package.flash_attn_varlen_func
 
     def prefill(
         self, q: Tensor, cache: LayerKVCache, at: Chunks, scale: float, window: tuple[int, int]
@@ -130,34 +144,18 @@ class FlashAttention2:
         return out
 
 
-class FlashAttention3:
+class FlashAttention3(_CachedDecode):
     """`flash_attn_interface`, read at version 3.0 of January 2026."""
 
     def __init__(self) -> None:
         package = import_package(VERSION_3, extra="flash_attn")
-        self._with_cache = package.flash_attn_with_kvcache
-
-    def decode(
-        self, q: Tensor, cache: LayerKVCache, at: Requests, scale: float, window: tuple[int, int]
-    ) -> Tensor:
-        """See FlashAttention."""
-        out: Tensor = self._with_cache(
-            q.unsqueeze(1),
-            cache.k,
-            cache.v,
-            cache_seqlens=at.context_lens,
-            page_table=at.block_tables,
-            softmax_scale=scale,
-            causal=True,
-            window_size=window,
-        )
-        return out.squeeze(1)
+        super().__init__(package.flash_attn_with_kvcache, "page_table")
 
     def prefill(
         self, q: Tensor, cache: LayerKVCache, at: Chunks, scale: float, window: tuple[int, int]
     ) -> Tensor:
         """See FlashAttention."""
-        out: Tensor = self._with_cache(
+        return self._with_cache(
             q,
             cache.k,
             cache.v,
@@ -169,11 +167,10 @@ class FlashAttention3:
             causal=True,
             window_size=window,
         )
-        return out
 
 
 @attention_backends.register("flash_attn")
-class FlashAttnBackend:
+class FlashAttnBackend(PlannedByTensors):
     """Paged decode and prefill by FlashAttention.
 
     Args:
@@ -223,12 +220,6 @@ class FlashAttnBackend:
         """See GraphBackend: a plan of decodes reads the batch's own tensors, so it is one already."""
         assert batch.num_decodes == len(batch.query_lens), "only decodes are captured"
         return self.plan(batch)
-
-    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
-        """See GraphBackend: nothing is left to do."""
-
-    def prepare(self, metadata: AttentionMetadata) -> None:
-        """See GraphBackend: nothing is left to do."""
 
     def run(
         self,

@@ -20,6 +20,7 @@ from chitu_like.attention.base import (
     AttentionSpec,
     ForwardBatch,
     LayerKVCache,
+    PlannedByTensors,
     attention_backends,
 )
 from chitu_like.core.errors import UnsupportedError
@@ -63,7 +64,7 @@ class TritonMetadata(AttentionMetadata):
 
 
 @attention_backends.register("triton")
-class TritonBackend:
+class TritonBackend(PlannedByTensors):
     """Paged split-KV decode and varlen prefill in Triton.
 
     A chunk's result never depends on the batch, nor on how the prompt was cut (`cut_tiles`).
@@ -153,9 +154,6 @@ class TritonBackend:
         """See GraphBackend: a plan of decodes reads the batch's own tensors, so it is one already."""
         assert batch.num_decodes == len(batch.query_lens), "only decodes are captured"
         return self._plan(batch, self._captured)
-
-    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
-        """See GraphBackend: nothing is left to do."""
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """See GraphBackend: the tiles of decodes as chunks, else nothing."""

@@ -17,6 +17,7 @@ from chitu_like.attention.base import (
     AttentionSpec,
     ForwardBatch,
     LayerKVCache,
+    PlannedByTensors,
     attention_backends,
 )
 from chitu_like.attention.package import import_package
@@ -39,7 +40,7 @@ class XqaMetadata(AttentionMetadata):
 
 
 @attention_backends.register("xqa")
-class XqaBackend:
+class XqaBackend(PlannedByTensors):
     """Paged decode by XQA.
 
     Args:
@@ -86,12 +87,6 @@ class XqaBackend:
         """See GraphBackend."""
         assert batch.block_tables.is_contiguous(), "a copy would keep the first replay's tables"
         return self.plan(batch)
-
-    def replan(self, metadata: AttentionMetadata, batch: ForwardBatch) -> None:
-        """See GraphBackend: nothing is left to do."""
-
-    def prepare(self, metadata: AttentionMetadata) -> None:
-        """See GraphBackend: nothing is left to do."""
 
     def run(
         self,

@@ -211,7 +211,9 @@ class DecodeSteps:
             self._gather_into(inputs, rows)
             self._backend.prepare(metadata)
             # A model may write to what it receives, and a recording must leave it as it was.
-            hidden_states = self._model.forward(batch, None if received is None else received + 0)
+            hidden_states = self._model.forward(
+                batch, None if received is None else received.clone()
+            )
             if self._options.parallel.is_last_stage:
                 hidden_states = self._model.compute_logits(hidden_states)
             self._out[:size].copy_(hidden_states)
