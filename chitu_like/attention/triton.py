@@ -36,8 +36,8 @@ from chitu_like.ops.attention_tiles import (
 from chitu_like.ops.upload import upload
 
 MAX_SPLITS = 32
-WAVES = 4
-"""Decode programs wanted for each multiprocessor: more would only split what is full already. A guess."""
+WAVES = 2
+"""Decode programs wanted for each multiprocessor: more would only split what is full already."""
 
 DETERMINISTIC_SPLIT = 2048
 """Tokens of a split whose bits may not depend on the batch. A guess: 1024 would cost twice the room
