@@ -114,6 +114,7 @@ class AttentionBackend(Protocol):
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Causal attention of each query over its own request's cached keys and values.
 
@@ -123,6 +124,7 @@ class AttentionBackend(Protocol):
             metadata: from `plan` of this batch.
             scale: multiplies q.k before the softmax.
             window: tokens a query sees, itself included; None: all.
+            out: contiguous, of q's shape, written to and returned; None: the backend makes one.
 
         Returns: [num_tokens, num_heads, head_dim].
         """

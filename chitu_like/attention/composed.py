@@ -59,19 +59,22 @@ class ComposedBackend:
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
         assert isinstance(metadata, ComposedMetadata), f"plan of another backend: {metadata}"
+        decode, prefill = metadata.decode, metadata.prefill
+        if prefill is None:
+            assert decode is not None, "a batch has requests"
+            return self._decode.run(q, kv_cache, decode, scale=scale, window=window, out=out)
+        if decode is None:
+            return self._prefill.run(q, kv_cache, prefill, scale=scale, window=window, out=out)
         n = metadata.num_decodes
-        parts = [
-            backend.run(part, kv_cache, plan, scale=scale, window=window)
-            for backend, part, plan in (
-                (self._decode, q[:n], metadata.decode),
-                (self._prefill, q[n:], metadata.prefill),
-            )
-            if plan is not None
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        self._decode.run(q[:n], kv_cache, decode, scale=scale, window=window, out=out[:n])
+        self._prefill.run(q[n:], kv_cache, prefill, scale=scale, window=window, out=out[n:])
+        return out
 
 
 class ComposedGraphBackend(ComposedBackend):

@@ -229,6 +229,7 @@ class FlashAttnBackend(PlannedByTensors):
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
         assert isinstance(metadata, FlashAttnMetadata), f"plan of another backend: {metadata}"
@@ -238,7 +239,8 @@ class FlashAttnBackend(PlannedByTensors):
             parts.append(self._flash.decode(q[:n], kv_cache, metadata.decodes, scale, sides))
         if metadata.chunks is not None:
             parts.append(self._flash.prefill(q[n:], kv_cache, metadata.chunks, scale, sides))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        # The package takes no place to write to.
+        return parts[0] if out is None and len(parts) == 1 else torch.cat(parts, out=out)
 
     def _chunks(self, batch: ForwardBatch) -> Chunks:
         n = batch.num_decodes

@@ -199,10 +199,12 @@ class FlashInferBackend:
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
         assert isinstance(metadata, FlashInferMetadata), f"plan of another backend: {metadata}"
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         n, cache = metadata.num_decodes, (kv_cache.k, kv_cache.v)
         if n:
             metadata.decode[window].run(q[:n], cache, q_scale=scale, out=out[:n])

@@ -60,10 +60,11 @@ class RefBackend:
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
         assert isinstance(metadata, RefMetadata), f"plan of another backend: {metadata}"
-        out = torch.empty_like(q)
+        out = torch.empty_like(q) if out is None else out
         start = 0
         for row, (query_len, context_len) in enumerate(
             zip(metadata.query_lens, metadata.context_lens, strict=True)

@@ -79,17 +79,19 @@ class SdpaBackend:
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
         assert isinstance(metadata, SdpaMetadata), f"plan of another backend: {metadata}"
         k = kv_cache.k.flatten(0, 1)  # [num_slots, num_kv_heads, head_dim]
         v = kv_cache.v.flatten(0, 1)
         decodes, chunks = metadata.decodes[window], metadata.chunks[window]
-        if len(decodes) == 1 and not chunks and isinstance(decodes[0].queries, slice):
-            return self._decode(q, k, v, decodes[0], scale)
-        if len(chunks) == 1 and not decodes:
-            return self._prefill(q, k, v, chunks[0], scale)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if out is None:
+            if len(decodes) == 1 and not chunks and isinstance(decodes[0].queries, slice):
+                return self._decode(q, k, v, decodes[0], scale)
+            if len(chunks) == 1 and not decodes:
+                return self._prefill(q, k, v, chunks[0], scale)
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for piece in decodes:
             out[piece.queries] = self._decode(q, k, v, piece, scale)
         for chunk in chunks:

@@ -169,10 +169,12 @@ class TritonBackend(PlannedByTensors):
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
         assert isinstance(metadata, TritonMetadata), f"plan of another backend: {metadata}"
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         num_decodes = metadata.num_decodes
         if num_decodes:
             self._decode(

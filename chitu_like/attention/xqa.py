@@ -96,11 +96,13 @@ class XqaBackend(PlannedByTensors):
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
         assert isinstance(metadata, XqaMetadata), f"plan of another backend: {metadata}"
         tables = metadata.block_tables
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         self._attend(
             q.contiguous(),  # it takes no strides
             (kv_cache.k, kv_cache.v),

@@ -1,7 +1,7 @@
 """Batches over paged caches, and what attention to them is by its definition."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,13 @@ def make_spec(
         dtype=dtype,
         device=torch.device(device),
     )
+
+
+def assert_writes_out(run: Callable[..., Tensor], out: Tensor) -> None:
+    """`run`, which gave `out`, gives the same where it is told a place for it."""
+    place = torch.full(out.shape, torch.nan, dtype=out.dtype, device=out.device)
+    assert run(out=place) is place
+    assert torch.equal(place, out)
 
 
 def make_batch(

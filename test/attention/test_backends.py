@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from attention.paged_batches import (
     BATCHES,
     SHAPES,
     WINDOWS,
+    assert_writes_out,
     make_batch,
     make_spec,
     token_by_token,
@@ -33,8 +35,10 @@ def test_backends_attend_as_defined(
     metadata = backend.plan(batch)
     kept = q.clone()
     for window in WINDOWS:
-        out = backend.run(q, batch.kv_caches[0], metadata, scale=0.3, window=window)
+        run = partial(backend.run, q, batch.kv_caches[0], metadata, scale=0.3, window=window)
+        out = run()
         assert_op_close(out, token_by_token(spec, batch, q, 0.3, window))
+        assert_writes_out(run, out)
     assert torch.equal(q, kept)
 
 
@@ -54,8 +58,10 @@ def test_backends_attend_the_same_on_cuda(name: str, requests: list[tuple[int, i
     backend = attention_backends.get(name)(on_cuda)
     metadata = backend.plan(moved)
     for window in WINDOWS:
-        out = backend.run(q.cuda(), cache, metadata, scale=0.3, window=window)
+        run = partial(backend.run, q.cuda(), cache, metadata, scale=0.3, window=window)
+        out = run()
         assert_op_close(out.cpu(), token_by_token(on_cpu, batch, q, 0.3, window))
+        assert_writes_out(run, out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -6,9 +6,11 @@ variable on a CUDA device, where the same cases run compiled.
 
 import dataclasses
 import random
+from functools import partial
 
 import pytest
 import torch
+from attention.paged_batches import assert_writes_out
 from tolerance import assert_op_close
 from torch import Tensor
 
@@ -117,7 +119,8 @@ def check(
     kept = q.clone()
     cache = batch.kv_caches[0]
     for window in windows:
-        out = backend.run(q, cache, metadata, scale=0.3, window=window)
+        run = partial(backend.run, q, cache, metadata, scale=0.3, window=window)
+        out = run()
         expected = ref.run(
             q.float(),
             LayerKVCache(*(part.float().nan_to_num() for part in cache)),
@@ -127,6 +130,7 @@ def check(
         )
         assert out.dtype == spec.dtype
         assert_op_close(out, expected)
+    assert_writes_out(run, out)
     assert torch.equal(q, kept)
 
 
