@@ -3,7 +3,7 @@
 How many KV blocks fit is known only after the profile run; `settle` decides what hangs on it.
 """
 
-from chitu_like.config.attention_choice import choose_attention
+from chitu_like.config.attention_choice import choose_attention, why_not_captured
 from chitu_like.config.deterministic import KERNELS, check_deterministic
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.parallel import check_layout
@@ -26,7 +26,6 @@ SKEW_MAX_SEQ_LEN = 4096  # a slot is paid for whole, so the model's limit would 
 CUDA_SWAP_GIB = 4.0
 MAX_QUEUED_REQUESTS = 4096
 MAX_QUEUED_TOKENS = 4 << 20  # about 32 MiB of ids on the host
-HOST_PLANNED = ("ref", "sdpa")  # attention whose decodes cannot be captured in a CUDA graph
 
 
 def resolve(config: ServeConfig, facts: DeviceFacts, spec: ModelSpec) -> ResolvedConfig:
@@ -194,8 +193,6 @@ class _Resolver:
 
     def _attn_type(self, dtype: Dtype) -> str:
         best, reason = choose_attention(self.facts, self.spec.head_dim, dtype)
-        if best != "sdpa":
-            best, reason = "sdpa", f"{best} is there, and not measured yet"
         if self.config.infer.deterministic:
             best, reason = KERNELS, "infer.deterministic: it adds up in one order"
         return self._name("infer.attn_type", self.config.infer.attn_type, best, reason)
@@ -215,15 +212,18 @@ class _Resolver:
         asked = self.config.infer.use_cuda_graph
         if asked is True and on_cpu:
             raise ConfigError("infer.use_cuda_graph=true: needs a CUDA device; use auto or false")
-        if asked is True and attn_type.rpartition("+")[2] in HOST_PLANNED:
+        why_not = "there are none on cpu" if on_cpu else why_not_captured(attn_type)
+        if asked is True and why_not:
             raise ConfigError(
-                f"infer.use_cuda_graph=true: decodes of infer.attn_type={attn_type} are planned on "
-                "the host; use triton, flashinfer, xqa or flash_attn for them, or false"
+                f"infer.use_cuda_graph=true: {why_not}; use triton, flashinfer, xqa or flash_attn "
+                "for them, or false"
             )
-        if asked == "auto":
-            reason = "there are none on cpu" if on_cpu else "they are there, and not measured yet"
-            self._note("infer.use_cuda_graph", False, reason)
-        return asked is True
+        if asked != "auto":
+            return asked
+        self._note(
+            "infer.use_cuda_graph", why_not is None, why_not or "a decode step is one launch"
+        )
+        return why_not is None
 
     def _swap_space_bytes(self, on_cpu: bool) -> int:
         asked, free = self.config.infer.swap_space_gib, self.facts.host_free_bytes

@@ -138,10 +138,14 @@ class InferConfig(Section):
     attn_type: AttentionType | AttentionPair | Auto = setting(
         "auto",
         "attention backend; of two, the first computes prompts and the second, which may be "
-        "FlashInfer's xqa, decodes; auto: sdpa, until the others have been measured",
+        "FlashInfer's xqa, decodes; auto: flashinfer+triton on cuda, or the one that is installed; "
+        "sdpa on cpu and without both",
     )
     op_impl: OpImpl | Auto = setting("auto", "which twin of each op computes")
-    use_cuda_graph: bool | Auto = setting("auto", "capture decode steps in CUDA graphs")
+    use_cuda_graph: bool | Auto = setting(
+        "auto",
+        "capture decode steps in CUDA graphs; auto: on cuda, but not with attention ref or sdpa",
+    )
     schedule_overlap: bool = setting(True, "schedule step t+1 while step t computes")
     mla_absorb: MlaAbsorb | Auto = setting("auto", "how latent attention folds its up-projections")
     soft_fp8: bool | Auto = setting("auto", "FP8 weights on devices without FP8 arithmetic")

@@ -6,12 +6,13 @@ from machines import CPU
 
 from chitu_like.attention.base import attention_backends
 from chitu_like.config.architecture import read_model_spec
+from chitu_like.config.attention_choice import HOST_PLANNED
 from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.explain import explain_key, list_keys
 from chitu_like.config.keys import known_keys
 from chitu_like.config.load import load_config
 from chitu_like.config.report import format_config, value_of
-from chitu_like.config.resolve import HOST_PLANNED, resolve
+from chitu_like.config.resolve import resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.settle import settle
 from chitu_like.core.errors import CapacityError, ChituError, ConfigError, UnsupportedError
@@ -32,7 +33,7 @@ def reason(of: ResolvedConfig, key: str) -> str:
 
 
 def test_every_auto_becomes_a_value_with_a_reason() -> None:
-    for facts in (CPU, H200):
+    for facts in (CPU, H200, HOPPER):
         done = settle(resolved(facts), 3000)
         decided = {decision.key for decision in done.decisions}
         autos = {
@@ -72,14 +73,46 @@ def test_a_gpu() -> None:
     assert small_host.swap_space_bytes == GIB // 2
 
 
-def test_what_is_not_measured_on_a_gpu_must_be_asked_for() -> None:
-    both = replace(H200, has_triton=True, has_flashinfer=True)
-    done = resolved(both)
+def test_a_gpu_takes_the_fastest_attention_that_is_installed() -> None:
+    done = resolved(HOPPER)
+    assert (done.attn_type, done.use_cuda_graph) == ("flashinfer+triton", True)
+    assert reason(done, "infer.attn_type").startswith("the fastest for prompts, and for decodes")
+    assert reason(done, "infer.use_cuda_graph") == "a decode step is one launch"
+    done = resolved(replace(H200, has_triton=True))
+    assert (done.attn_type, done.use_cuda_graph) == ("triton", True)
+    assert reason(done, "infer.attn_type") == "FlashInfer is not installed"
+    done = resolved(H200)
     assert (done.attn_type, done.use_cuda_graph) == ("sdpa", False)
-    assert reason(done, "infer.attn_type") == "flashinfer is there, and not measured yet"
-    assert reason(resolved(H200), "infer.attn_type") == "FlashInfer is not installed, nor is Triton"
-    done = resolved(both, "infer.attn_type=flashinfer+xqa", "infer.use_cuda_graph=true")
-    assert (done.attn_type, done.use_cuda_graph) == ("flashinfer+xqa", True)
+    assert reason(done, "infer.attn_type") == "FlashInfer is not installed; Triton is not installed"
+    assert reason(done, "infer.use_cuda_graph") == (
+        "decodes of infer.attn_type=sdpa are planned on the host"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "attn_type", "why"),
+    [
+        ("dtype=float32", "triton", "FlashInfer does not serve heads of 128 in float32"),
+        ("models.hf_overrides.head_dim=80", "triton", "FlashInfer does not serve heads of 80 in"),
+        ("models.hf_overrides.head_dim=512", "sdpa", "triton's heads are of at most 256, not of"),
+        ("infer.device=cuda", "flashinfer+triton", "the fastest for prompts"),
+    ],
+)
+def test_what_one_attention_does_not_serve_another_does(
+    override: str, attn_type: str, why: str
+) -> None:
+    done = resolved(HOPPER, override)
+    assert done.attn_type == attn_type
+    assert why in reason(done, "infer.attn_type")
+    assert done.use_cuda_graph == (attn_type != "sdpa")
+
+
+def test_graphs_follow_the_attention_that_is_asked_for() -> None:
+    assert resolved(HOPPER, "infer.attn_type=flashinfer+xqa").use_cuda_graph
+    assert not resolved(HOPPER, "infer.attn_type=ref").use_cuda_graph
+    assert not resolved(HOPPER, "infer.use_cuda_graph=false").use_cuda_graph
+    done = resolved(HOPPER, "infer.attn_type=triton", "infer.use_cuda_graph=true")
+    assert (done.attn_type, done.use_cuda_graph) == ("triton", True)
 
 
 @pytest.mark.parametrize("attn_type", ["ref", "sdpa"])
@@ -87,7 +120,8 @@ def test_graphs_want_attention_that_can_be_captured(attn_type: str) -> None:
     overrides = (f"infer.attn_type={attn_type}", "infer.use_cuda_graph=true")
     with pytest.raises(ConfigError, match=rf"attn_type={re.escape(attn_type)} are planned on the"):
         resolved(H200, *overrides)
-    assert not resolved(H200, overrides[0]).use_cuda_graph
+    with pytest.raises(ConfigError, match=r"attn_type=sdpa are planned on the"):
+        resolved(H200, "infer.use_cuda_graph=true")  # as auto decides there
     with pytest.raises(ConfigError, match=r"use_cuda_graph=true: needs a CUDA device"):
         resolved(CPU, "infer.use_cuda_graph=true")
 
