@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+import gc
 import itertools
 import operator
 import os
@@ -27,12 +28,14 @@ from chitu_like.answer import Answer, GrowingChoice, Prompt
 from chitu_like.config.load import load_config
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import ChituError, ConfigError, RequestError, UnsupportedError
+from chitu_like.core.garbage import freeze_loaded_objects
 from chitu_like.core.interrupt import deferred_interrupt
 from chitu_like.core.output import (
     CompletionOutput,
     RequestOutput,
 )
 from chitu_like.core.sampling_params import SamplingParams
+from chitu_like.engine.engine import Engine
 from chitu_like.engine.messages import AddRequest, EngineInfo, EngineStats
 from chitu_like.instance import Instance, load_instance
 from chitu_like.model_files import read_model_files
@@ -75,7 +78,8 @@ class LLM:
         crew = gather(config, files.spec, os.environ)
         self._instance: Instance = load_instance(config, crew, files, shows_progress=progress)
         # A program that never calls `shutdown` must not leave the other ranks waiting.
-        self._shut_down = weakref.finalize(self, self._instance.engine.shutdown)
+        self._shut_down = weakref.finalize(self, _shut_down, self._instance.engine)
+        freeze_loaded_objects()  # steps come next
         self._shows_progress = progress
         self._ids = itertools.count()
         self._choices: dict[str, GrowingChoice] = {}
@@ -370,6 +374,11 @@ class LLM:
                 choice = self._choices.pop(request_id)
                 if choice.finish_reason is None:
                     self._instance.engine.abort(request_id)
+
+
+def _shut_down(engine: Engine) -> None:
+    engine.shutdown()
+    gc.unfreeze()  # what is left of the model may be collected
 
 
 def _check_is_one_instance(config: ServeConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -30,6 +31,13 @@ def test_a_bad_prompt_carries_its_error_and_the_others_their_answers(llm: LLM, b
     assert outputs[1].outputs == []
     with pytest.raises(RequestError):
         list(llm.stream(bad, GREEDY))  # type: ignore[arg-type]
+
+
+def test_what_is_loaded_is_left_out_of_garbage_collection_until_the_end() -> None:
+    """A full round over it held up a step of 256 requests on an H200 for a tenth of a second."""
+    with LLM("models=tiny-chat", "infer.device=cpu", "infer.num_blocks=8", progress=False):
+        assert gc.get_freeze_count() > 100_000
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize("bad", [5, {"a": 1}, None])

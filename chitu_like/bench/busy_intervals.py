@@ -7,6 +7,7 @@ state every step has the same ones.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,3 +122,11 @@ def busiest(spans: Iterable[Span]) -> list[tuple[str, int, float]]:
         total[span.name].append(span.end_us - span.start_us)
     rows = [(name, len(lengths), sum(lengths)) for name, lengths in total.items()]
     return sorted(rows, key=lambda row: row[2], reverse=True)
+
+
+def short_name(name: str) -> str:
+    """A kernel's name for people: without C++'s return type, namespaces, templates and arguments."""
+    if "::" not in name:
+        return name
+    plain = name.removeprefix("void ").replace("(anonymous namespace)::", "")
+    return re.split(r"[<(]", plain, maxsplit=1)[0].rpartition("::")[2]

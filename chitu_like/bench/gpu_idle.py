@@ -1,15 +1,18 @@
 """Share of the time in which the GPU does nothing while the engine decodes, and between which kernels.
 
-The real engine runs requests of equal length. Once all of them decode, the step is timed undisturbed;
-then torch's profiler notes every kernel of some more steps. A profiler slows kernels and launches a
-little, so two shares are told: that of the trace, and the kernels' time of the trace against the
-undisturbed step. The truth lies between.
+The real engine runs requests of equal length. Once all of them decode, steps are timed undisturbed;
+then torch's profiler notes every kernel of some more. A profiler slows kernels and launches a little,
+so two shares are told: that of the trace, and the kernels' time of the trace against the undisturbed
+step. The truth lies between. The step is the median one; the longest shows what a mean would hide: one
+round of Python's garbage collector over all that torch loaded takes a tenth of a second.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,23 +24,32 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from chitu_like.bench.busy_intervals import Activity, Span, activity, busiest, device_spans
+from chitu_like.bench.busy_intervals import (
+    Activity,
+    Span,
+    activity,
+    busiest,
+    device_spans,
+    short_name,
+)
 from chitu_like.bench.engine_run import NO_PREFIX_CACHE, EngineRun, with_defaults
-from chitu_like.bench.parallel import MIN_CHUNK, DecodeWindow
+from chitu_like.bench.parallel import MIN_CHUNK
 from chitu_like.bench.provenance import provenance
 from chitu_like.bench.random_prompts import random_prompts
 from chitu_like.bench.result_files import write_json
 from chitu_like.cli.command_line import Parser, positive_int, positive_ints
 from chitu_like.config.load import load_config
 from chitu_like.core.ending import DONE
-from chitu_like.core.errors import UnsupportedError
+from chitu_like.core.errors import PeerError, UnsupportedError
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.llm import LLM
 from chitu_like.worker.device import device_facts
 
 WARMUP_STEPS = 8
 """Under the profiler before it notes anything: its own start takes long."""
-TABLE_WIDTH = 110
+SETTLE_STEPS = 4
+"""Of decodes alone that are not timed: a batch in flight beside the last prefill, first replays."""
+TABLE_WIDTH = 160
 NAME_WIDTH = 44
 
 
@@ -63,7 +75,8 @@ class IdleRow:
 
     Attributes:
         batch_size, context: of the requests.
-        step_ms: of a decode step without the profiler.
+        step_ms: of a decode step without the profiler, the median.
+        longest_step_ms: of those that step_ms is the median of.
         busy_ms: of it, in which something runs on the device.
         kernels_per_step: pieces of work.
         traced_idle_share: in the trace.
@@ -75,6 +88,7 @@ class IdleRow:
     batch_size: int
     context: int
     step_ms: float
+    longest_step_ms: float
     busy_ms: float
     kernels_per_step: float
     traced_idle_share: float
@@ -101,7 +115,8 @@ def run(prog: str, arguments: Sequence[str]) -> int:
             prompts = random_prompts(rng, [options.context] * batch, llm.info.vocab_size)
             profiler = TorchProfiler(options.steps)
             row = measure_idle(llm, prompts, num_steps=options.steps, profiler=profiler)
-            for table in _tables(row, options.top):
+            console.print(_headline(row))
+            for table in tables(row, options.top):
                 console.print(table)
             rows.append(row)
     if options.json is not None:
@@ -134,24 +149,26 @@ def measure_idle(
         PeerError: they did not decode together.
     """
     batch_size, context = len(prompts), len(prompts[0])
-    slack = batch_size * context // MIN_CHUNK + 2 * num_steps + WARMUP_STEPS + 1
+    slack = batch_size * context // MIN_CHUNK + 2 * num_steps + SETTLE_STEPS + WARMUP_STEPS + 1
     EngineRun(llm).check_room(batch_size, context + 1 + slack)
-    window = DecodeWindow(batch_size, 1, num_steps, clock, llm.stats().num_output_tokens)
-    watch = _Watch(window, profiler, num_steps, clock)
+    watch = _Watch(batch_size, llm.stats().num_output_tokens, profiler, num_steps, clock)
     params = SamplingParams(temperature=0.0, max_tokens=1 + slack, ignore_eos=True)
     for _ in llm.generate_each(
         prompts, params, stop_when=lambda: watch.is_over(llm.stats().num_output_tokens)
     ):
         pass
-    step_ms = window.step_s() * 1e3
+    timed_s, noted_s = watch.timed_s(), watch.noted_s()
+    step_ms = statistics.median(timed_s) * 1e3
     found = activity(watch.spans)
     # The trace's ends cut steps in two, so what a step takes comes of the clock and of shares.
-    num_traced = found.elapsed_us / 1e6 / watch.step_s()
-    busy_ms = (1.0 - found.idle_share) * watch.step_s() * 1e3
+    noted_step_s = statistics.fmean(noted_s)
+    num_traced = found.elapsed_us / 1e6 / noted_step_s
+    busy_ms = (1.0 - found.idle_share) * noted_step_s * 1e3
     return IdleRow(
         batch_size=batch_size,
         context=context,
         step_ms=step_ms,
+        longest_step_ms=max(timed_s) * 1e3,
         busy_ms=busy_ms,
         kernels_per_step=found.num_spans / num_traced if num_traced else 0.0,
         traced_idle_share=found.idle_share,
@@ -197,43 +214,60 @@ class TorchProfiler:
 
 
 class _Watch:
-    """Called after each engine step: first the window takes its time, then the profiler notes."""
+    """Called after each engine step: first takes the time of steps, then lets the profiler note some.
+
+    Args:
+        num_requests: that run; a step that brings each of them a token is one of decodes alone.
+        num_tokens: the count of output tokens now.
+        profiler: notes num_steps steps after WARMUP_STEPS.
+        num_steps: to time, and again to note.
+        clock: seconds that never go back.
+    """
 
     def __init__(
         self,
-        window: DecodeWindow,
+        num_requests: int,
+        num_tokens: int,
         profiler: StepProfiler,
         num_steps: int,
         clock: Callable[[], float],
     ) -> None:
-        self._window = window
-        self._profiler = profiler
-        self._num_steps = num_steps
-        self._clock = clock
-        self._num_left: int | None = None
-        self._noted_s = [0.0, 0.0]  # when the noted steps began and ended
+        self._num_requests, self._num_tokens = num_requests, num_tokens
+        self._profiler, self._num_steps, self._clock = profiler, num_steps, clock
+        self._ends_s: list[float] = []  # of the steps of decodes alone
+        self._last_timed = SETTLE_STEPS + num_steps
+        self._last = self._last_timed + WARMUP_STEPS + num_steps
         self.spans: list[Span] = []
 
     def is_over(self, num_tokens: int) -> bool:
         """Take the count of tokens after a step; True once the profiler has noted enough."""
-        if self._num_left is None:
-            if self._window.is_over(num_tokens):
-                self._num_left = WARMUP_STEPS + self._num_steps
-                self._profiler.start()
+        now_s = self._clock()
+        news, self._num_tokens = num_tokens - self._num_tokens, num_tokens
+        if news != self._num_requests:
             return False
-        self._num_left -= 1
-        if self._num_left == 0:
-            self._noted_s[1] = self._clock()
-        self._profiler.step()
-        if self._num_left == self._num_steps:
-            self._noted_s[0] = self._clock()
-        if self._num_left == 0:
+        self._ends_s.append(now_s)
+        step = len(self._ends_s) - 1  # the first one may have prefilled the last prompt
+        if step == self._last_timed:
+            self._profiler.start()
+        elif step > self._last_timed:
+            self._profiler.step()
+        if step == self._last:
             self.spans = self._profiler.stop()
-        return self._num_left == 0
+        return step == self._last
 
-    def step_s(self) -> float:
-        """Seconds of a step under the profiler."""
-        return (self._noted_s[1] - self._noted_s[0]) / self._num_steps
+    def timed_s(self) -> list[float]:
+        """Seconds of each step without the profiler. Raises: PeerError where there were too few."""
+        return self._seconds(SETTLE_STEPS, self._last_timed)
+
+    def noted_s(self) -> list[float]:
+        """Seconds of each step that the profiler noted. Raises: PeerError where there were too few."""
+        return self._seconds(self._last - self._num_steps, self._last)
+
+    def _seconds(self, before: int, last: int) -> list[float]:
+        ends_s = self._ends_s[before : last + 1]
+        if len(ends_s) <= last - before:
+            raise PeerError(f"{self._num_requests} requests did not decode together for long")
+        return [end_s - begin_s for begin_s, end_s in itertools.pairwise(ends_s)]
 
 
 def _parser(prog: str) -> Parser:
@@ -254,21 +288,26 @@ def _parser(prog: str) -> Parser:
     return parser
 
 
-def _tables(row: IdleRow, top: int) -> list[Table]:
-    title = (
-        f"batch {row.batch_size} at {row.context}: step {row.step_ms:.3f} ms, device busy "
-        f"{row.busy_ms:.3f} ms in {row.kernels_per_step:.0f} kernels; idle "
-        f"{row.traced_idle_share:.1%} in the trace, {row.clocked_idle_share:.1%} by the clock"
+def _headline(row: IdleRow) -> str:
+    return (
+        f"batch {row.batch_size} at {row.context}: step {row.step_ms:.3f} ms (the longest "
+        f"{row.longest_step_ms:.3f}), device busy {row.busy_ms:.3f} ms in {row.kernels_per_step:.0f} "
+        f"kernels; idle {row.traced_idle_share:.1%} in the trace, {row.clocked_idle_share:.1%} by "
+        "the clock"
     )
-    gaps = Table(title=title, title_justify="left")
+
+
+def tables(row: IdleRow, top: int) -> list[Table]:
+    """The kinds of gaps, and the kernels, that took longest, `top` of each."""
+    gaps = Table()
     for name in ("gap after", "and before"):
         gaps.add_column(name, no_wrap=True)
-    for name in ("count", "us each", "longest", "of time"):
+    for name in ("count", "us each", "longest us", "of time"):
         gaps.add_column(name, justify="right")
     for gap in row.activity.gaps[:top]:
         gaps.add_row(
-            gap.before[:NAME_WIDTH],
-            gap.after[:NAME_WIDTH],
+            short_name(gap.before)[:NAME_WIDTH],
+            short_name(gap.after)[:NAME_WIDTH],
             str(gap.count),
             f"{gap.total_us / gap.count:.1f}",
             f"{gap.longest_us:.1f}",
@@ -280,5 +319,5 @@ def _tables(row: IdleRow, top: int) -> list[Table]:
         kernels.add_column(name, justify="right")
     for name, count, total_us in row.kernels[:top]:
         share = f"{total_us / row.activity.busy_us:.1%}"
-        kernels.add_row(name[:NAME_WIDTH], str(count), f"{total_us / count:.1f}", share)
+        kernels.add_row(short_name(name)[:NAME_WIDTH], str(count), f"{total_us / count:.1f}", share)
     return [gaps, kernels]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from chitu_like.bench.busy_intervals import Span, activity, busiest, device_spans
+from chitu_like.bench.busy_intervals import Span, activity, busiest, device_spans, short_name
 
 
 def spans(*found: tuple[float, float, str]) -> list[Span]:
@@ -66,3 +66,19 @@ def test_only_work_of_the_device_counts() -> None:
 def test_the_kernel_that_took_longest_comes_first() -> None:
     found = busiest(spans((0, 1, "a"), (1, 2, "a"), (2, 5, "b")))
     assert found == [("b", 1, 3), ("a", 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("_rope_store_kernel", "_rope_store_kernel"),
+        ("Memcpy DtoH (Device -> Pinned)", "Memcpy DtoH (Device -> Pinned)"),
+        (
+            "void cublasLt::splitKreduce_kernel<32, 16, int, std::less<int>>(int)",
+            "splitKreduce_kernel",
+        ),
+        ("void at::native::(anonymous namespace)::gather<at::Half>(at::Half*)", "gather"),
+    ],
+)
+def test_a_kernel_has_a_short_name(name: str, short: str) -> None:
+    assert short_name(name) == short
