@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from tape import Tape
 from torch import Tensor
 
 from chitu_like.attention.base import (
@@ -25,7 +26,7 @@ from chitu_like.core.batch import SamplingRow
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.options import RunnerOptions
-from chitu_like.worker.recording import CudaGraphRecorder, Recorder
+from chitu_like.worker.recording import CudaGraphRecorder, Cut, Recorder
 
 VOCAB_SIZE, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 53, 16, 2, 4, 2, 4
 MAX_SEQ_LEN, BLOCK_SIZE, MAX_REQS, NUM_BLOCKS, NUM_HOST_BLOCKS = 64, 4, 6, 80, 20
@@ -58,10 +59,13 @@ class Again:
 
 
 class Rerun:
-    """A recorder without graphs: what was recorded is called again."""
+    """A recorder without graphs: what was recorded is called again, pieces are on a tape."""
 
     def record(self, work: Callable[[], None]) -> Again:
         return Again(work)
+
+    def record_pieces(self, work: Callable[[Cut], None]) -> Tape:
+        return Tape(work)
 
 
 class TinyModel:
@@ -90,15 +94,9 @@ class TinyModel:
             for part, matrix in ((cache.k, self.k), (cache.v, self.v)):
                 flat = part.view(-1, KV_HEADS, HEAD_DIM)
                 flat[batch.slot_mapping] = (x @ matrix[layer]).view(-1, KV_HEADS, HEAD_DIM)
-            mixed = []
-            starts = torch.tensor([0, *batch.query_lens]).cumsum(0).tolist()
-            for i, blocks in enumerate(batch.block_tables.long()):
-                # What stands behind the context is masked, as no query has come so far.
-                k = cache.k[blocks].reshape(-1, KV_HEADS, HEAD_DIM)
-                v = cache.v[blocks].reshape(-1, KV_HEADS, HEAD_DIM)
-                rows = slice(starts[i], starts[i + 1])
-                mixed.append(attend(q[rows], k, v, batch.positions[rows]))
-            hidden = hidden + torch.cat(mixed).view(-1, HEADS * HEAD_DIM) @ self.o[layer]
+            attend_here = partial(attend_paged, layer)
+            mixed = batch.seam(attend_here, q) if batch.seam else attend_here(q, batch)
+            hidden = hidden + mixed.view(-1, HEADS * HEAD_DIM) @ self.o[layer]
         return hidden
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
@@ -116,6 +114,18 @@ class TinyModel:
             mixed = attend(q, k, v, positions).reshape(-1, HEADS * HEAD_DIM)
             hidden = hidden + mixed @ self.o[layer]
         return hidden @ self.head
+
+
+def attend_paged(layer: int, q: Tensor, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
+    cache, mixed = batch.kv_caches[layer], []
+    starts = torch.tensor([0, *batch.query_lens]).cumsum(0).tolist()
+    for i, blocks in enumerate(batch.block_tables.long()):
+        # What stands behind the context is masked, as no query has come so far.
+        k = cache.k[blocks].reshape(-1, KV_HEADS, HEAD_DIM)
+        v = cache.v[blocks].reshape(-1, KV_HEADS, HEAD_DIM)
+        rows = slice(starts[i], starts[i + 1])
+        mixed.append(attend(q[rows], k, v, batch.positions[rows]))
+    return torch.cat(mixed, out=out)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:

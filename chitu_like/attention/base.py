@@ -17,6 +17,7 @@ Example, one prompt of three tokens in block 5 of a pool with 16-token blocks::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -62,6 +63,18 @@ class AttentionMetadata:
     """What a backend's `plan` hands to its `run`; each backend has its own."""
 
 
+class Attend(Protocol):
+    """One layer's attention, whichever the batch: layers/attention.py's."""
+
+    def __call__(self, q: Tensor, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
+        """Of q [num_tokens, num_heads, head_dim]; as AttentionBackend.run."""
+        ...
+
+
+Seam = Callable[[Attend, Tensor], Tensor]
+"""Takes the place of a layer's attention: given that and q, says where its output is going to be."""
+
+
 @dataclass(kw_only=True)
 class ForwardBatch:
     """One batch as tensors on this rank, passed from the runner through the model to every layer.
@@ -82,6 +95,8 @@ class ForwardBatch:
         logits_indices: [num_logits] int64, rows of the hidden states whose logits are wanted.
         kv_caches: by GLOBAL layer index; absent on ranks that do not hold the layer.
         attn_metadata: set by the runner from `AttentionBackend.plan`.
+        seam: what attention layers call instead of attending, while a step is recorded that attention
+            is no part of (worker/mixed_steps.py); such a batch has tokens, but no requests.
     """
 
     input_ids: Tensor
@@ -95,6 +110,7 @@ class ForwardBatch:
     logits_indices: Tensor
     kv_caches: dict[int, LayerKVCache]
     attn_metadata: AttentionMetadata | None = None
+    seam: Seam | None = None
 
 
 class AttentionBackend(Protocol):

@@ -49,14 +49,26 @@ class Attention(nn.Module):
 
         Args:
             q: [num_tokens, num_local_heads, head_dim].
-            batch: planned by the backend.
+            batch: planned by the backend, or with a seam, which then decides what comes here.
 
         Returns: [num_tokens, num_local_heads * head_dim].
+        """
+        out = self.attend(q, batch) if batch.seam is None else batch.seam(self.attend, q)
+        return out.flatten(1)
+
+    def attend(self, q: Tensor, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
+        """Let the backend attend; see AttentionBackend.run.
+
+        Args:
+            q: [num_tokens, num_local_heads, head_dim].
+            batch: planned by the backend.
+            out: contiguous, of q's shape, written to and returned; None: a new one.
+
+        Returns: [num_tokens, num_local_heads, head_dim].
         """
         metadata = batch.attn_metadata
         if metadata is None:
             raise ValueError("batch.attn_metadata is not set: call the backend's plan(batch) first")
-        out = self._backend.run(
-            q, self.cache(batch), metadata, scale=self._scale, window=self._window
+        return self._backend.run(
+            q, self.cache(batch), metadata, scale=self._scale, window=self._window, out=out
         )
-        return out.flatten(1)

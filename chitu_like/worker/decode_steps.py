@@ -3,8 +3,8 @@
 Between two tokens a small model computes for less time than a host needs to launch its kernels one by
 one. A recorded step is a single launch: it gathers its inputs from what the slots hold on the device
 (ops/decode_inputs.py), runs the model and leaves logits, or hidden states for the next stage, in a
-tensor of its own. Drawing from the logits is another, for batches that ask for no more. Requests that fill a step up to its size sit in the row behind the slots: one token
-in a block that belongs to nobody.
+tensor of its own. Drawing from the logits is another, for batches that ask for no more. Requests that
+fill a step up to its size sit in the row behind the slots: one token in a block that belongs to nobody.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from chitu_like.attention.base import AttentionMetadata, ForwardBatch, GraphBackend, LayerKVCache
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.ops.decode_inputs import DecodeInputs, decode_inputs_op
+from chitu_like.ops.upload import upload
 from chitu_like.worker.model import Model
 from chitu_like.worker.options import RunnerOptions
 from chitu_like.worker.recording import Recorder, Recording
@@ -151,10 +152,7 @@ class DecodeSteps:
         rows = np.zeros((4, size), np.int32)
         rows[0, num_reqs:] = self._padding_slot
         rows[:, :num_reqs] = (batch.slots, batch.num_computed, batch.token_ids, output_positions)
-        host = torch.from_numpy(rows)
-        if step.rows.device.type == "cuda":
-            host = host.pin_memory()
-        step.rows.copy_(host, non_blocking=True)
+        upload(rows, step.rows.device, step.rows)
         if received is not None:
             assert self._received is not None, "the first stage receives nothing"
             self._received[:num_reqs].copy_(received)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from chitu_like.worker import memory
-from chitu_like.worker.decode_steps import step_sizes
 from chitu_like.worker.device import available_host_bytes
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.profile_batch import make_profile_batch
+from chitu_like.worker.recorded_steps import StepSizes
 
 
 def plan_memory(
@@ -86,7 +86,7 @@ def _activation_bytes(runner: ModelRunner) -> int:
             num_reqs, num_tokens, options.block_size, wants_logprobs=num_reqs > 1
         )
         num_blocks = num_reqs * runner.kv_spec.blocks_for(num_tokens)
-        runner.allocate(num_blocks, max_reqs=num_reqs, max_seq_len=num_tokens, sizes=())
+        runner.allocate(num_blocks, max_reqs=num_reqs, max_seq_len=num_tokens, sizes=StepSizes())
         torch.cuda.reset_peak_memory_stats(runner.device)
         before = torch.cuda.memory_allocated(runner.device)
         runner.execute(batch)
@@ -97,14 +97,14 @@ def _activation_bytes(runner: ModelRunner) -> int:
 
 
 def _graph_bytes(runner: ModelRunner) -> int:
-    """What all recorded steps take, extrapolated from the two largest; and their padding block.
+    """What all recorded steps take, extrapolated from the two largest of a kind; and their padding block.
 
-    The largest takes the memory that all of them share. The second shows what each of the others
-    needs besides, nodes of the graph above all, and no other needs more.
+    The largest take the memory that all of them share. The second show what each of the others needs
+    besides, nodes of graphs above all, and no other needs more.
     """
-    sizes = step_sizes(runner.options.max_reqs)
+    sizes = StepSizes.of(runner.options, runner.options.max_reqs)
     taken = []
-    for measured in (sizes[-1:], sizes[-2:]):
+    for measured in (sizes.largest(1), sizes.largest(2)):
         runner.free()
         before, _ = _free_bytes(runner.device)
         runner.allocate(1, sizes=measured)

@@ -26,7 +26,8 @@ Usable alone, without engine and scheduler. A prompt of three tokens and four mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chitu_like.attention.base import AttentionBackend, GraphBackend
+from chitu_like.attention.base import AttentionBackend, ForwardBatch, GraphBackend
 from chitu_like.checkpoint.dummy import load_dummy_weights
 from chitu_like.checkpoint.loader import LoadReport, finish_loading
 from chitu_like.checkpoint.preprocessed import load_checkpoint
@@ -45,7 +46,6 @@ from chitu_like.models.build import build_model
 from chitu_like.ops.upload import upload
 from chitu_like.quantization.base import Unquantized
 from chitu_like.worker.batch_builder import build_forward_batch
-from chitu_like.worker.decode_steps import DecodeSteps, step_sizes
 from chitu_like.worker.kv_pool import KVPool
 from chitu_like.worker.logprobs import RowLogprobs
 from chitu_like.worker.model import Model
@@ -53,6 +53,7 @@ from chitu_like.worker.options import RunnerOptions, make_backend
 from chitu_like.worker.pending_step import PendingStep, WarnOnce
 from chitu_like.worker.pipeline import LinkedStage, Stage
 from chitu_like.worker.prompt_logprobs import gather_prompt_logprobs
+from chitu_like.worker.recorded_steps import RecordedSteps, StepSizes
 from chitu_like.worker.recording import CudaGraphRecorder, Recorder
 from chitu_like.worker.sampler import Sampled, SampledRows, Sampler
 from chitu_like.worker.slots import Slots
@@ -72,8 +73,8 @@ class ModelRunner:
         model: its parameters are on the device, not yet filled.
         backend: the one that the model's layers call.
         stage: what passes to and from other stages; None: there are none.
-        make_recorder: makes what records steps of decodes, which the backend must allow; None: each
-            step is launched kernel by kernel.
+        make_recorder: makes what records steps, which the backend must allow; None: each step is
+            launched kernel by kernel.
 
     Attributes:
         options: as given.
@@ -106,7 +107,7 @@ class ModelRunner:
         self.weight_bytes = 0
         self._slots: Slots | None = None
         self._pool: KVPool | None = None
-        self._steps: DecodeSteps | None = None
+        self._steps: RecordedSteps | None = None
 
     @classmethod
     def build(cls, options: RunnerOptions, pipeline: PipelineGroups | None = None) -> ModelRunner:
@@ -182,7 +183,7 @@ class ModelRunner:
         num_host_blocks: int = 0,
         max_reqs: int | None = None,
         max_seq_len: int | None = None,
-        sizes: Sequence[int] | None = None,
+        sizes: StepSizes | None = None,
     ) -> None:
         """Make the KV pool and the slots, and record steps; whatever was there before is gone.
 
@@ -191,15 +192,15 @@ class ModelRunner:
             num_host_blocks: in host memory, for swapping.
             max_reqs: slots, where fewer than the options say.
             max_seq_len: tokens of one request, where fewer than the options say.
-            sizes: numbers of requests to record steps for; None: what `step_sizes` says.
+            sizes: what to record steps for; None: all that pays.
         """
         self.free()
         max_reqs = max_reqs or self.options.max_reqs
-        sizes = step_sizes(max_reqs) if sizes is None else sizes
+        sizes = StepSizes.of(self.options, max_reqs) if sizes is None else sizes
         records = bool(self.records_steps and sizes)
         self._pool = KVPool(
             self.kv_spec,
-            num_blocks=num_blocks + int(records),  # one for the requests that pad a recorded step
+            num_blocks=num_blocks + int(records),  # one for what pads a recorded step
             num_host_blocks=num_host_blocks,
             dtype=self.options.torch_dtype,
             device=self.device,
@@ -213,7 +214,7 @@ class ModelRunner:
             padding_block=num_blocks if records else None,
         )
         if records:
-            self._record_steps(self._slots, self._pool, sizes)
+            self._record_steps(self._slots, self._pool, num_blocks, sizes)
 
     def free(self) -> None:
         """Give back what `allocate` took, so that both together need not fit."""
@@ -229,18 +230,28 @@ class ModelRunner:
         return self._stage.kept_bytes(self.options.max_num_batched_tokens)
 
     @torch.inference_mode()
-    def _record_steps(self, slots: Slots, pool: KVPool, sizes: Sequence[int]) -> None:
+    def _record_steps(
+        self, slots: Slots, pool: KVPool, padding_block: int, sizes: StepSizes
+    ) -> None:
         assert self._make_recorder is not None, "there is nothing to record with"
         assert isinstance(self._backend, GraphBackend), f"{self.options.attn_type} records nothing"
-        self._steps = DecodeSteps(
+        started = time.monotonic()
+        self._steps = RecordedSteps(
             self._model,
             self._backend,
             self._sampler if self.samples else None,
             self.options,
             slots,
             pool.layers,
+            padding_block,
             self._make_recorder(),  # a pool of their own: an earlier one may still hold a tensor
             sizes,
+        )
+        logger.debug(
+            "recorded steps of %d numbers of requests and of %d numbers of tokens in %.2f s",
+            len(sizes.num_reqs),
+            len(sizes.num_tokens),
+            time.monotonic() - started,
         )
 
     def execute(self, batch: ScheduledBatch) -> StepOutput:
@@ -264,15 +275,11 @@ class ModelRunner:
         self._stage.await_tokens(batch, slots)
         received = self._stage.receive(len(batch.token_ids))
         rows = SampledRows.of(batch, slots)
-        if (steps := self._steps) is not None and steps.takes(batch):
-            computed = steps.replay(batch, rows.output_positions, received)
-            draw = partial(steps.draw, batch.num_reqs) if Sampler.is_simple(rows, slots) else None
+        if self._steps is not None and (decodes := self._steps.decodes).takes(batch):
+            computed = decodes.replay(batch, rows.output_positions, received)
+            draw = partial(decodes.draw, batch.num_reqs) if Sampler.is_simple(rows, slots) else None
             return self._hand_on(batch, computed, rows, {}, slots, draw)
-        forward_batch = build_forward_batch(
-            batch, slots, pool.layers, block_size=self.options.block_size, device=self.device
-        )
-        forward_batch.attn_metadata = self._backend.plan(forward_batch)
-        computed = self._model.forward(forward_batch, received)  # [num_tokens, hidden_size]
+        forward_batch, computed = self._forward(batch, slots, pool, received)
         prompt_logprobs: dict[int, list[RowLogprobs]] = {}
         if self.options.parallel.is_last_stage:
             prompt_logprobs = gather_prompt_logprobs(
@@ -281,6 +288,25 @@ class ModelRunner:
             if any(batch.samples):
                 computed = self._model.compute_logits(computed[forward_batch.logits_indices])
         return self._hand_on(batch, computed, rows, prompt_logprobs, slots)
+
+    def _forward(
+        self, batch: ScheduledBatch, slots: Slots, pool: KVPool, received: Tensor | None
+    ) -> tuple[ForwardBatch, Tensor]:
+        """The batch's tensors, and hidden states [num_tokens, hidden_size]."""
+        mixed = None if self._steps is None else self._steps.mixed
+        inputs = None if mixed is None else mixed.inputs_for(len(batch.token_ids))
+        forward_batch = build_forward_batch(
+            batch,
+            slots,
+            pool.layers,
+            block_size=self.options.block_size,
+            device=self.device,
+            into=inputs,
+        )
+        forward_batch.attn_metadata = self._backend.plan(forward_batch)
+        if mixed is None or inputs is None:
+            return forward_batch, self._model.forward(forward_batch, received)
+        return forward_batch, mixed.forward(forward_batch, inputs, received)
 
     def _hand_on(
         self,

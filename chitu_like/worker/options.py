@@ -29,7 +29,7 @@ class RunnerOptions:
         max_seq_len: tokens of one request, or the most that `ModelRunner.allocate` may be told.
         attn_type: name of the attention backend, or of two: of prompts + of decodes.
         op_impl: kind of implementation of the ops.
-        use_cuda_graph: record steps of decodes; the attention backend must allow it.
+        use_cuda_graph: record steps; the attention backend must allow it.
         deterministic: a token's bits do not depend on what shares its batch; attn_type and op_impl
             are triton then, and a stage has one rank.
         block_size: tokens a KV block.

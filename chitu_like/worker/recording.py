@@ -1,11 +1,18 @@
-"""Work recorded once and repeated: on a CUDA device as a graph, which costs the host one launch."""
+"""Work recorded once and repeated: on a CUDA device as graphs, each of which costs the host one launch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
+from torch import Tensor
+
+Cut = Callable[[Callable[[Tensor], None], Tensor], None]
+"""`cut(call, x)`, inside work that is being recorded: here comes `call(x)`, which is no part of the
+recording. It is not made yet, but anew with each replay; x, computed before, then holds what the replay
+has made of it until the call returns."""
 
 
 class Recording(Protocol):
@@ -23,6 +30,10 @@ class Recorder(Protocol):
         """Record `work`, which reads and writes the same tensors each time; it runs once or more."""
         ...
 
+    def record_pieces(self, work: Callable[[Cut], None]) -> Recording:
+        """Record what lies before, between and behind the cuts of `work`, all of it on one stream."""
+        ...
+
 
 class CudaGraphRecorder:
     """Records CUDA graphs that share one pool of memory: only one of them runs at a time.
@@ -37,11 +48,7 @@ class CudaGraphRecorder:
 
     def record(self, work: Callable[[], None]) -> Recording:
         """See Recorder. The work runs once before, so that what it compiles and allocates is there."""
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-        current.wait_stream(self._stream)
+        self._rehearse(work)
         graph = torch.cuda.CUDAGraph()
         # thread_local: NCCL's watchdog asks for events from a thread of its own meanwhile.
         with torch.cuda.graph(
@@ -49,3 +56,90 @@ class CudaGraphRecorder:
         ):
             work()
         return graph
+
+    def record_pieces(self, work: Callable[[Cut], None]) -> Recording:
+        """See Recorder. The work runs once before, as in `record`, without what it hands to cuts."""
+        self._rehearse(partial(work, _leave_out))
+        # What torch.cuda.graph does before a capture, once for all pieces: it takes its time.
+        torch.cuda.synchronize(self._stream.device)
+        torch.cuda.empty_cache()
+        with torch.cuda.stream(self._stream):
+            pieces = _Pieces(self._begin)
+            try:
+                work(pieces.cut)
+            finally:
+                pieces.end()
+        return pieces
+
+    def _rehearse(self, work: Callable[[], None]) -> None:
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            work()
+        current.wait_stream(self._stream)
+
+    def _begin(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        return graph
+
+
+class _Pieces:
+    """Graphs with calls between them. All graphs allocate from one pool, and are replayed as captured.
+
+    Args:
+        begin: begins the capture of a graph on the current stream.
+    """
+
+    def __init__(self, begin: Callable[[], torch.cuda.CUDAGraph]) -> None:
+        self._begin = begin
+        self._parts: list[Callable[[], None]] = []
+        self._graph = begin()
+
+    def cut(self, call: Callable[[Tensor], None], x: Tensor) -> None:
+        """See Cut."""
+        self.end()
+        self._parts.append(partial(call, _borrow(x)))
+        self._graph = self._begin()
+
+    def end(self) -> None:
+        """End the capture that is under way."""
+        self._graph.capture_end()
+        self._parts.append(self._graph.replay)
+
+    def replay(self) -> None:
+        """See Recording."""
+        for part in self._parts:
+            part()
+
+
+class _Memory:
+    """Bytes on a CUDA device, as others ask for them.
+
+    Args:
+        address: of the first.
+        num_bytes: from there.
+    """
+
+    def __init__(self, address: int, num_bytes: int) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (address, False),
+            "shape": (num_bytes,),
+            "typestr": "|u1",
+            "version": 2,
+        }
+
+
+def _borrow(x: Tensor) -> Tensor:
+    """The same tensor, but its memory is the pool's again once x is gone: later pieces may take it.
+
+    Were it kept instead, each layer would hold memory of its own for its queries.
+    """
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    memory = _Memory(x.data_ptr(), (last + 1) * x.itemsize)
+    borrowed = torch.as_tensor(memory, device=x.device)
+    return borrowed.view(x.dtype).as_strided(x.shape, x.stride())
+
+
+def _leave_out(call: Callable[[Tensor], None], x: Tensor) -> None:
+    """A cut of work that runs only to have run."""

@@ -12,6 +12,7 @@ from tiny_model import (
     NUM_BLOCKS,
     NUM_HOST_BLOCKS,
     PlainBackend,
+    Rerun,
     TinyModel,
     sampling_row,
     tiny_options,
@@ -20,6 +21,7 @@ from tiny_model import (
 from chitu_like.attention.base import AttentionMetadata, ForwardBatch
 from chitu_like.worker.decode_steps import step_sizes
 from chitu_like.worker.model_runner import ModelRunner
+from chitu_like.worker.recorded_steps import StepSizes
 
 
 class Seeing(TinyModel):
@@ -32,8 +34,8 @@ class Seeing(TinyModel):
         return super().forward(batch, hidden_states)
 
 
-class Noting:
-    """Records without graphs, and notes in which order steps were recorded and replayed."""
+class Noting(Rerun):
+    """Records without graphs, and notes in which order steps of decodes were recorded and replayed."""
 
     def __init__(self) -> None:
         self.num_recorded = 0
@@ -136,7 +138,7 @@ def test_allocating_again_starts_from_nothing() -> None:
     recorder = Noting()
     driver = recording_driver(recorder)
     driver.run(Sequence(random_prompt(5), 3, sampling_row()))
-    driver.runner.allocate(NUM_BLOCKS, sizes=())
+    driver.runner.allocate(NUM_BLOCKS, sizes=StepSizes())
     num_replayed = len(recorder.replayed)
     prompt = random_prompt(4)
     again = Driver(driver.runner)
@@ -159,6 +161,7 @@ def test_padding_writes_where_nobody_reads() -> None:
     driver = recording_driver(Noting(), model=model)
     sequences = [Sequence(random_prompt(3), 9, sampling_row()) for _ in range(5)]
     driver.step([(sequence, 3) for sequence in sequences])
+    model.keys[NUM_BLOCKS] = 7.0  # the prompts were padded too
     before = model.keys.clone()
     driver.step([(sequence, 1) for sequence in sequences])
     changed = {int(i) for i in (model.keys != before).flatten(1).any(1).nonzero()}

@@ -60,9 +60,10 @@ class RecordableRef:
         *,
         scale: float,
         window: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         assert isinstance(metadata, Latest)
-        return self._ref.run(q, kv_cache, metadata.planned, scale=scale, window=window)
+        return self._ref.run(q, kv_cache, metadata.planned, scale=scale, window=window, out=out)
 
 
 class Wire(Stage):

@@ -1,0 +1,169 @@
+"""Steps with prompts in them, recorded around attention for each padded number of tokens.
+
+A chunk of a prompt keeps a GPU busy for longer than a decode, and still, up to some hundred tokens, for
+less time than a host needs to launch each layer's kernels. Between two attentions a model looks at
+tokens alone: whose they are is attention's matter. So the layers are recorded in pieces, from one
+attention to the next, and attention is called between them, on the batch as it is: planned for its own
+requests, and without the tokens that pad it. Those carry numbers from piece to piece that nobody reads,
+and store keys and values in a block that belongs to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chitu_like.attention.base import Attend, ForwardBatch, LayerKVCache
+from chitu_like.worker.batch_builder import PaddedInputs
+from chitu_like.worker.model import Model
+from chitu_like.worker.options import RunnerOptions
+from chitu_like.worker.recording import Cut, Recorder, Recording
+
+MOST_TOKENS = 2048
+LAUNCH_BOUND = 120e9
+"""Tokens times parameters of a layer up to which launching a layer is what takes time: 0.4 ms of host
+at 600 TFLOP/s. An estimate, not measured; beyond, padding would cost more than recording gains."""
+
+_STEPS = (16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792)
+
+
+def token_sizes(most: int) -> list[int]:
+    """Numbers of tokens that steps are recorded for, in order; the last is `most`.
+
+    From 256 on a step is at most a quarter larger than it need be; below, the weights that are read
+    outweigh its tokens.
+    """
+    return [size for size in _STEPS if size < most] + [most]
+
+
+def most_tokens(options: RunnerOptions) -> int:
+    """Tokens up to which recording a step pays, the same on all ranks of a stage."""
+    parameters = options.spec.layer_parameters() / options.parallel.tp_size
+    bound = max(64, int(LAUNCH_BOUND / parameters) // 64 * 64)
+    return min(bound, MOST_TOKENS, options.max_num_batched_tokens)
+
+
+class MixedSteps:
+    """The recorded pieces of a rank's forward.
+
+    Args:
+        model: loaded; its layers attend by layers/attention.py, or heed the batch's seam as that does.
+        options: of the runner.
+        kv_caches: of the pool, its padding block included.
+        padding_block: belongs to nobody.
+        max_reqs: in a batch.
+        recorder: records the pieces.
+        sizes: numbers of tokens to record, in order.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: RunnerOptions,
+        kv_caches: dict[int, LayerKVCache],
+        *,
+        padding_block: int,
+        max_reqs: int,
+        recorder: Recorder,
+        sizes: Sequence[int],
+    ) -> None:
+        spec, device, dtype = options.attention_spec, options.torch_device, options.torch_dtype
+        self._model, self._options, self._kv_caches = model, options, kv_caches
+        self._sizes = np.array(sizes, np.int64)
+        most = int(self._sizes[-1])
+        self._inputs = PaddedInputs(
+            packed=torch.zeros(
+                PaddedInputs.length(most, max_reqs), dtype=torch.int64, device=device
+            ),
+            num_tokens=most,
+            padding_slot=padding_block * options.block_size,
+        )
+        hidden_states = (most, options.spec.hidden_size)
+        self._received: Tensor | None = None
+        if not options.parallel.is_first_stage:
+            self._received = torch.zeros(hidden_states, dtype=dtype, device=device)
+        # Zeros: what pads a batch is never written here, and must be numbers.
+        self._attended = torch.zeros(
+            most, spec.num_heads, spec.head_dim, dtype=dtype, device=device
+        )
+        self._out = torch.zeros(hidden_states, dtype=dtype, device=device)
+        self._now: ForwardBatch | None = None
+        # The largest first: the others then fit into the memory it took.
+        self._recordings = {
+            size: self._record(self._inputs_of(size), recorder)
+            for size in reversed(self._sizes.tolist())
+        }
+
+    def inputs_for(self, num_tokens: int) -> PaddedInputs | None:
+        """Where to lay a batch out that `forward` is to compute; None: it has too many tokens."""
+        index = int(np.searchsorted(self._sizes, num_tokens))
+        return self._inputs_of(int(self._sizes[index])) if index < len(self._sizes) else None
+
+    def forward(self, batch: ForwardBatch, inputs: PaddedInputs, received: Tensor | None) -> Tensor:
+        """What the model's `forward` gives.
+
+        Args:
+            batch: planned, and laid out in `inputs`.
+            inputs: from `inputs_for`.
+            received: [num_tokens, hidden_size] of the stage before; None on the first.
+
+        Returns: [num_tokens, hidden_size]: on the last stage the caller's until the next call, else a
+            copy, which may be on its way for longer.
+        """
+        num_tokens = len(batch.positions)
+        if received is not None:
+            assert self._received is not None, "the first stage receives nothing"
+            self._received[:num_tokens].copy_(received)
+        self._now = batch
+        self._recordings[inputs.num_tokens].replay()
+        self._now = None
+        out = self._out[:num_tokens]
+        return out if self._options.parallel.is_last_stage else out.clone()
+
+    def _inputs_of(self, size: int) -> PaddedInputs:
+        return replace(self._inputs, num_tokens=size)
+
+    def _record(self, inputs: PaddedInputs, recorder: Recorder) -> Recording:
+        size = inputs.num_tokens
+        input_ids, positions, slot_mapping = by_token = inputs.by_token
+        by_token.zero_()
+        slot_mapping.fill_(inputs.padding_slot)
+        nothing = torch.empty(0, dtype=torch.int32, device=by_token.device)
+        batch = ForwardBatch(
+            input_ids=input_ids,
+            positions=positions,
+            slot_mapping=slot_mapping,
+            block_tables=nothing.view(0, 0),
+            query_lens=[],
+            context_lens=[],
+            device_context_lens=nothing,
+            num_decodes=0,
+            logits_indices=nothing.long(),
+            kv_caches=self._kv_caches,
+        )
+        received = None if self._received is None else self._received[:size]
+
+        def work(cut: Cut) -> None:
+            # A model may write to what it receives, and a recording must leave it as it was.
+            hidden_states = self._model.forward(
+                replace(batch, seam=partial(self._leave_room, cut, self._attended[:size])),
+                None if received is None else received.clone(),
+            )
+            self._out[:size].copy_(hidden_states)
+
+        return recorder.record_pieces(work)
+
+    def _leave_room(self, cut: Cut, out: Tensor, attend: Attend, q: Tensor) -> Tensor:
+        cut(partial(self._attend, attend), q)
+        return out
+
+    def _attend(self, attend: Attend, q: Tensor) -> None:
+        batch = self._now
+        assert batch is not None, "only `forward` replays"
+        num_tokens = len(batch.positions)
+        attend(q[:num_tokens], batch, self._attended[:num_tokens])
