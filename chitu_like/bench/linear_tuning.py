@@ -2,14 +2,14 @@
 
 Every call is timed in a CUDA graph of calls on distinct weights, larger together than the last-level
 cache: as in a decode step, none of them is read from there. All candidates are tried for the plain
-product; fused work tries the fastest of those, since what stands around a product hardly changes how
-it is best cut. Programmatic dependent launch is tried last, on the fastest tiles.
+product, then the fastest with programmatic dependent launch; fused work tries the fastest of all
+those, since what stands around a product hardly changes how it is best cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -31,16 +31,17 @@ from chitu_like.layers.fused_decode import MakeKernel
 from chitu_like.model_files import read_model_files
 from chitu_like.ops.activation import act_and_mul_op
 from chitu_like.ops.linear import (
-    FewTokens,
     LinearKernel,
     PlainLinear,
     skinny_kernel,
     tabled_linear,
 )
-from chitu_like.ops.linear_fused import Norm, fused_linear
+from chitu_like.ops.linear_fused import Operand, begin_norm, fused_linear
 from chitu_like.ops.linear_table import LinearTable, TableRow, table_file
 from chitu_like.ops.linear_tiles import (
     BUCKETS,
+    MAX_PLAIN_TOKENS,
+    MAX_TOKENS,
     Epilogue,
     LinearWork,
     SkinnyTile,
@@ -51,36 +52,54 @@ from chitu_like.ops.norm import add_rms_norm_op
 from chitu_like.worker.device import device_facts
 
 EPS = 1e-5
-NUM_FINALISTS = 3  # plain tiles that fused work tries
+NUM_FINALISTS = 3  # tiles that fused work tries
 NUM_EARLY = 2  # tiles that are tried with programmatic dependent launch
 Timer = Callable[[Sequence[Call], torch.device], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operands:
-    """Tensors of one shape and number of tokens, and distinct weights to take turns with."""
+    """Tensors of one shape and number of tokens, and distinct weights to take turns with.
+
+    Attributes:
+        x: [num_tokens, in_features].
+        residual: [num_tokens, out_features].
+        gain, next_gain: of norms in front and behind, [in_features] and [out_features].
+        weights: each [out_features, in_features].
+    """
 
     x: Tensor
-    delta: Tensor
     residual: Tensor
-    norm: Norm
+    gain: Tensor
+    next_gain: Tensor
     weights: Sequence[Tensor]
 
     @classmethod
-    def random(
-        cls, shape: LinearShape, num_tokens: int, dtype: torch.dtype, device: torch.device
-    ) -> Operands:
-        """Activations of size one, weights that keep it so."""
+    def random(cls, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> Operands:
+        """Activations of size one, for the most tokens, and weights that keep it so."""
         rows, columns = shape.out_features, shape.in_features
         randn = partial(torch.randn, dtype=dtype, device=device)
         sets = num_sets(rows * columns * dtype.itemsize, device)
         return cls(
-            x=randn(num_tokens, columns),
-            delta=randn(num_tokens, columns),
-            residual=randn(num_tokens, rows),
-            norm=Norm(weight=randn(columns), eps=EPS),
+            x=randn(MAX_TOKENS, columns),
+            residual=randn(MAX_TOKENS, rows),
+            gain=randn(columns),
+            next_gain=randn(rows),
             weights=[randn(rows, columns).mul_(columns**-0.5) for _ in range(sets)],
         )
+
+    def head(self, num_tokens: int) -> Operands:
+        """The leading tokens."""
+        return replace(self, x=self.x[:num_tokens], residual=self.residual[:num_tokens])
+
+    def operand(self, work: LinearWork) -> Operand:
+        """What the product is of, with as many parts of squares as tiles may have written x."""
+        if not work.has_norm:
+            return Operand(self.x)
+        num_tokens, columns = self.x.shape
+        values, squares = begin_norm(self.x, self.gain)
+        num_parts = max(1, columns // (8 if num_tokens <= MAX_PLAIN_TOKENS else 64))
+        return Operand(values, (squares / num_parts).repeat(num_parts, 1))
 
 
 class Tuner:
@@ -117,19 +136,21 @@ class Tuner:
             buckets: numbers of tokens, of linear_tiles.BUCKETS.
         """
         for shape in shapes:
+            operands = Operands.random(shape, self._dtype, self._device)
             for num_tokens in buckets:
-                yield from self._rows(shape, num_tokens)
+                yield from self._rows(shape, operands.head(num_tokens))
 
-    def _rows(self, shape: LinearShape, num_tokens: int) -> Iterator[TableRow]:
-        operands = Operands.random(shape, num_tokens, self._dtype, self._device)
-        rows, columns = shape.out_features, shape.in_features
+    def _rows(self, shape: LinearShape, operands: Operands) -> Iterator[TableRow]:
+        num_tokens, rows, columns = len(operands.x), shape.out_features, shape.in_features
         tiles = candidates(num_tokens, rows, columns, num_multiprocessors=self._num_multiprocessors)
         table = LinearTable()
         for work in shape.works:
             found = self._rank(operands, work, tiles)
-            fastest = [tile for tile, _ in found]
-            early = [t for tile in fastest[:NUM_EARLY] for t in early_variants(tile, columns)]
-            found = sorted(found + self._rank(operands, work, early), key=itemgetter(1))
+            if work == LinearWork():
+                fastest = [tile for tile, _ in found[:NUM_EARLY]]
+                early = [each for tile in fastest for each in early_variants(tile, columns)]
+                found = sorted(found + self._rank(operands, work, early), key=itemgetter(1))
+                tiles = [tile for tile, _ in found[:NUM_FINALISTS]]
             if not found:  # all of them wrong, and said so
                 continue
             row = TableRow(
@@ -144,7 +165,6 @@ class Tuner:
             )
             self._log(_line(row))
             table = table.merged([row])
-            tiles = fastest[:NUM_FINALISTS]
             yield row
 
     def _rank(
@@ -152,17 +172,27 @@ class Tuner:
     ) -> list[tuple[SkinnyTile, float]]:
         """Tiles whose results are right, with their microseconds, the fastest first."""
         timed = []
+        x, is_add = operands.operand(work), work.epilogue is Epilogue.ADD
+        expected = _expected(operands, work)
+        residual = operands.residual.clone() if is_add else None
         for tile in tiles:
-            norm = operands.norm if work.has_norm else None
             kernels = [
-                self._make_kernel(weight, None, tile, norm=norm, epilogue=work.epilogue)
+                self._make_kernel(
+                    weight,
+                    None,
+                    tile,
+                    eps=EPS,
+                    epilogue=work.epilogue,
+                    norm_weight=operands.next_gain if is_add else None,
+                )
                 for weight in operands.weights
             ]
-            if not _is_right(kernels[0], operands, work):
-                self._log(f"WRONG, left out: {work.name} {tuple(operands.weights[0].shape)} {tile}")
-                continue
-            residual = operands.residual if work.epilogue is Epilogue.ADD else None
-            timed.append((tile, self._us([partial(k, operands.x, residual) for k in kernels])))
+            found = kernels[0](x, operands.residual.clone() if is_add else None)
+            if _is_close(found, expected):
+                timed.append((tile, self._us([partial(k, x, residual) for k in kernels])))
+            else:
+                shape = tuple(operands.weights[0].shape)
+                self._log(f"WRONG, left out: {work.name} {shape} {len(operands.x)} tokens {tile}")
         return sorted(timed, key=itemgetter(1))
 
     def _ordinary_calls(
@@ -173,12 +203,12 @@ class Tuner:
             return [partial(PlainLinear(w, None), operands.x) for w in operands.weights]
         add_norm = add_rms_norm_op.resolve(self._device, self._dtype)
         act_and_mul = act_and_mul_op.resolve(self._device, self._dtype)
-        norm = operands.norm
+        stream = operands.x.clone()
 
         def ordinary(linear: LinearKernel) -> None:
             x = operands.x
             if work.has_norm:
-                x = add_norm(operands.delta, x, norm.weight, norm.eps)
+                x = add_norm(x, stream, operands.gain, EPS)
             y = linear(x)
             if work.epilogue is Epilogue.SILU_AND_MUL:
                 act_and_mul(y, "silu")
@@ -223,22 +253,29 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     return DONE
 
 
-def _is_right(kernel: FewTokens, operands: Operands, work: LinearWork) -> bool:
-    """The kernel computes what the reference does in float32, within its dtype's roundings."""
-    weight, norm = operands.weights[0], operands.norm
-    is_add = work.epilogue is Epilogue.ADD
-    found = kernel(operands.x, operands.residual.clone() if is_add else None)
-    expected = fused_linear(
-        operands.x.float(),
-        weight.float(),
+def _expected(operands: Operands, work: LinearWork) -> Operand:
+    """The reference's result with the first weight, in float32."""
+    x, is_add = operands.operand(work), work.epilogue is Epilogue.ADD
+    return fused_linear(
+        Operand(x.values.float(), x.squares),
+        operands.weights[0].float(),
         None,
-        norm=Norm(weight=norm.weight.float(), eps=norm.eps) if work.has_norm else None,
+        eps=EPS,
         epilogue=work.epilogue,
-        residual=operands.residual.float(),
+        residual=operands.residual.to(torch.float32, copy=True),
+        norm_weight=operands.next_gain.float() if is_add else None,
     )
-    # Results are of size one; a norm's weight is rounded into x before the product.
-    tolerance = 8 * torch.finfo(found.dtype).eps
-    return torch.allclose(found.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def _is_close(found: Operand, expected: Operand) -> bool:
+    """What was found is right, within the roundings of its dtype; results are of size one."""
+    tolerance = 8 * torch.finfo(found.values.dtype).eps
+    is_close = partial(torch.allclose, rtol=tolerance, atol=tolerance)
+    if not is_close(found.values.float(), expected.values):
+        return False
+    if found.squares is None or expected.squares is None:
+        return found.squares is expected.squares
+    return is_close(found.squares.sum(0), expected.squares.sum(0))
 
 
 def _spec_of(model: str) -> ModelSpec:
@@ -262,7 +299,7 @@ def _line(row: TableRow) -> str:
 def _parser(prog: str) -> Parser:
     parser = Parser(
         prog,
-        "Measure linear layers of up to 16 tokens: the skinny kernel in every promising cut beside "
+        f"Measure linear layers of up to {MAX_TOKENS} tokens: the skinny kernel in every promising cut beside "
         "the library, in bfloat16. Writes the table that services on this device read.",
         [
             f"{prog} --models llama-3-8b,qwen3-0.6b",

@@ -3,10 +3,10 @@
 The ordinary layer adds and normalises in a kernel of its own before each half, and multiplies gate and
 up in another. Here a layer is
 
-    [norm, qkv]   attention   [o, add]   [norm, gate_up, SiLU, mul]   [down, add]
+    [norm, qkv]   attention   [o, add, norm]   [norm, gate_up, SiLU, mul]   [down, add, norm]
 
-and the residual stream is complete between the brackets: nothing is left to be added by the next norm.
-That pays only where the kernels together are faster, which the table of measurements decides, by
+and the residual stream is complete between the brackets. A norm is begun by the product that writes the
+stream and finished by the one that reads it: see ops/linear_fused.py. That pays only where the kernels together are faster, which the table of measurements decides, by
 number of tokens. Where it says nothing, and for quantised layers, several ranks, activations other than
 SiLU and infer.deterministic, there is no FusedDecode and a layer computes as ever.
 """
@@ -23,7 +23,7 @@ from chitu_like.layers.linear import Linear
 from chitu_like.layers.norm import RMSNorm
 from chitu_like.layers.options import LayerOptions
 from chitu_like.ops.linear import FewTokens, skinny_kernel
-from chitu_like.ops.linear_fused import Norm
+from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_table import LinearTable, TableRow, table_for
 from chitu_like.ops.linear_tiles import (
     BUCKETS,
@@ -53,8 +53,9 @@ class MakeKernel(Protocol):
         bias: Tensor | None,
         tile: SkinnyTile,
         *,
-        norm: Norm | None = None,
+        eps: float = 0.0,
         epilogue: Epilogue = Epilogue.NONE,
+        norm_weight: Tensor | None = None,
     ) -> FewTokens:
         """The kernel."""
         ...
@@ -80,7 +81,7 @@ class LayerParts:
 
     @property
     def products(self) -> tuple[tuple[LinearWork, Linear, RMSNorm | None], ...]:
-        """The four products in their order, with what is fused into each."""
+        """The four products in their order, with the norm that each finishes."""
         return (
             (NORM_LINEAR, self.qkv_proj, self.input_norm),
             (LINEAR_ADD, self.o_proj, None),
@@ -101,15 +102,19 @@ class FusedLayer:
     def __init__(self, kernels: Sequence[FewTokens]) -> None:
         self._qkv, self._o, self._gate_up, self._down = kernels
 
-    def __call__(self, residual: Tensor, attend: Attend) -> None:
+    def __call__(self, x: Operand, residual: Tensor, attend: Attend) -> Operand:
         """Compute the layer.
 
         Args:
-            residual: [num_tokens, hidden_size], complete; MODIFIED: the stream behind the layer.
+            x: [num_tokens, hidden_size], the norm of `residual`, begun or complete.
+            residual: the same shape; MODIFIED: the stream behind the layer.
             attend: the layer's attention.
+
+        Returns: the next layer's `x`; behind the last one `residual`.
         """
-        self._o(attend(self._qkv(residual, None)), residual)
-        self._down(self._gate_up(residual, None), residual)
+        attended = attend(self._qkv(x, None).values)
+        x = self._o(Operand(attended), residual)
+        return self._down(self._gate_up(x, None), residual)
 
 
 class FusedDecode:
@@ -136,7 +141,7 @@ class FusedDecode:
 
         Args:
             layers: all of this rank's, in their order; each adds what its two halves give to the
-                stream as it is, without a norm behind.
+                stream as it is.
             activation: of the MLP, as config.json names it.
             options: how the layers were built.
             table: measurements; None for the device's own.
@@ -145,13 +150,14 @@ class FusedDecode:
         if not _can_fuse(activation, options):
             return None
         table = table_for(options.device) if table is None else table
+        next_norms = [*(parts.input_norm for parts in layers[1:]), None]
         fused = {}
         for bucket in BUCKETS:
             tiles = [_paying_tiles(parts, table, bucket) for parts in layers]
             if layers and all(tiles):
                 fused[bucket] = [
-                    FusedLayer(_bind(parts, of_layer, make_kernel))
-                    for parts, of_layer in zip(layers, tiles, strict=True)
+                    FusedLayer(_bind(parts, norm, of_layer, make_kernel))
+                    for parts, norm, of_layer in zip(layers, next_norms, tiles, strict=True)
                 ]
         return cls(fused) if fused else None
 
@@ -186,13 +192,20 @@ def _paying_tiles(parts: LayerParts, table: LinearTable, num_tokens: int) -> lis
 
 
 def _bind(
-    parts: LayerParts, tiles: Sequence[SkinnyTile], make_kernel: MakeKernel
+    parts: LayerParts,
+    next_norm: RMSNorm | None,
+    tiles: Sequence[SkinnyTile],
+    make_kernel: MakeKernel,
 ) -> list[FewTokens]:
-    kernels = []
-    for (work, linear, norm), tile in zip(parts.products, tiles, strict=True):
-        bias = None if linear.bias is None else linear.bias.data
-        fused_norm = None if norm is None else Norm(weight=norm.weight.data, eps=norm.eps)
-        kernels.append(
-            make_kernel(linear.weight.data, bias, tile, norm=fused_norm, epilogue=work.epilogue)
+    begun = (None, parts.post_norm, None, next_norm)
+    return [
+        make_kernel(
+            linear.weight.data,
+            None if linear.bias is None else linear.bias.data,
+            tile,
+            eps=0.0 if finished is None else finished.eps,
+            epilogue=work.epilogue,
+            norm_weight=None if norm is None else norm.weight.data,
         )
-    return kernels
+        for (work, linear, finished), norm, tile in zip(parts.products, begun, tiles, strict=True)
+    ]

@@ -12,7 +12,6 @@ on a GPU a layer is [add, norm] qkv [head norms, rotation, store] attention o [a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
@@ -23,13 +22,14 @@ from chitu_like.attention.base import AttentionBackend, ForwardBatch
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layers.attention import Attention
 from chitu_like.layers.embedding import LMHead, VocabParallelEmbedding
-from chitu_like.layers.fused_decode import FusedDecode, FusedLayer, LayerParts
+from chitu_like.layers.fused_decode import FusedDecode, LayerParts
 from chitu_like.layers.linear import QKVParallelLinear, RowParallelLinear
 from chitu_like.layers.mlp import GatedMLP
 from chitu_like.layers.norm import RMSNorm
 from chitu_like.layers.options import LayerOptions
 from chitu_like.layers.rotary import RotaryEmbedding
 from chitu_like.models.base import Model
+from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.rope_store import HeadNorms, qk_norm_rope_store_op
 from chitu_like.ops.rotary import Rotation
 
@@ -201,29 +201,23 @@ class DecoderModel(Model):
 
     def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:
         """See Model."""
-        if self._fused is not None:
-            fused_layers = self._fused.layers_for(len(batch.positions))
-            if fused_layers is not None:
-                return self._forward_fused(fused_layers, batch, hidden_states)
         first, *others = self._in_order
         rotation = self.rotary(batch.positions)
         if hidden_states is None:
             residual, x = self.embed_tokens.with_norm(batch.input_ids, first.input_layernorm)
         else:
             residual, x = hidden_states, first.input_layernorm(hidden_states)
+        fused_layers = None if self._fused is None else self._fused.layers_for(len(batch.positions))
+        if fused_layers is not None:
+            operand = Operand(x)
+            for fused, layer in zip(fused_layers, self._in_order, strict=True):
+                attend = partial(layer.self_attn.attend, rotation=rotation, batch=batch)
+                operand = fused(operand, residual, attend)
+            return residual
         delta = first(x, residual, rotation, batch)
         for layer in others:
             delta = layer(layer.input_layernorm(delta, residual), residual, rotation, batch)
         return residual.add_(delta if self._summing is None else self._summing.all_reduce(delta))
-
-    def _forward_fused(
-        self, layers: Sequence[FusedLayer], batch: ForwardBatch, hidden_states: Tensor | None
-    ) -> Tensor:
-        residual = self.embed_tokens(batch.input_ids) if hidden_states is None else hidden_states
-        rotation = self.rotary(batch.positions)
-        for fused, layer in zip(layers, self._in_order, strict=True):
-            fused(residual, partial(layer.self_attn.attend, rotation=rotation, batch=batch))
-        return residual
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """See Model."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chitu_like.ops.linear_cpu import PackedLinear, can_pack
-from chitu_like.ops.linear_fused import Norm
+from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_table import LinearTable, table_for
 from chitu_like.ops.linear_tiles import (
     BUCKETS,
@@ -49,7 +49,7 @@ class PlainLinear:
         return F.linear(x, self._weight, self._bias)
 
 
-FewTokens = Callable[[Tensor, Tensor | None], Tensor]
+FewTokens = Callable[[Operand, Tensor | None], Operand]
 """The skinny kernel with a weight: tokens, and the residual they are added to or None -> outputs."""
 
 
@@ -76,7 +76,7 @@ class TabledLinear:
         if x.dim() == 2 and 0 < len(x) <= MAX_TOKENS:
             kernel = self._kernels.get(token_bucket(len(x)))
             if kernel is not None:
-                return kernel(x, None)
+                return kernel(Operand(x), None).values
         return self._plain(x)
 
 
@@ -134,10 +134,11 @@ def skinny_kernel(
     bias: Tensor | None,
     tile: SkinnyTile,
     *,
-    norm: Norm | None = None,
+    eps: float = 0.0,
     epilogue: Epilogue = Epilogue.NONE,
+    norm_weight: Tensor | None = None,
 ) -> FewTokens:
     """The skinny kernel with a weight; see ops/triton/skinny_linear.py. Wants Triton."""
     from chitu_like.ops.triton.skinny_linear import SkinnyLinear
 
-    return SkinnyLinear(weight, bias, tile, norm=norm, epilogue=epilogue)
+    return SkinnyLinear(weight, bias, tile, eps=eps, epilogue=epilogue, norm_weight=norm_weight)

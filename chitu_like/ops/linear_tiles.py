@@ -5,14 +5,19 @@ Apart from the kernel (ops/triton/skinny_linear.py), so that tables and plans ne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
-MAX_TOKENS = 16
+MAX_TOKENS = 64
 """More tokens than that are no longer a matter of reading the weight."""
 
-BUCKETS = (1, 2, 4, 8, MAX_TOKENS)
+BUCKETS = (1, 2, 4, 8, 16, 32, MAX_TOKENS)
 """Numbers of tokens that tables know; a number between takes the next one's row."""
+
+MIN_DOT_TOKENS = 16
+"""With tensor cores fewer are padded."""
 
 MAX_PLAIN_TOKENS = 4
 """Without tensor cores: every token costs a multiplication and 4 bytes of register a weight held."""
@@ -27,7 +32,7 @@ class Epilogue(Enum):
     Attributes:
         NONE: nothing.
         SILU_AND_MUL: the first half of the outputs is a gate: silu(gate) * up is written.
-        ADD: it is added to what `residual` holds, in place.
+        ADD: it is added to what `residual` holds, in place; a norm may be begun behind it.
     """
 
     NONE = "none"
@@ -40,7 +45,7 @@ class LinearWork:
     """A product and what stands around it.
 
     Attributes:
-        has_norm: an RMSNorm stands in front.
+        has_norm: an RMSNorm stands in front, begun by what wrote the inputs.
         epilogue: what stands behind.
     """
 
@@ -109,32 +114,53 @@ def token_bucket(num_tokens: int) -> int:
     return 1 << (num_tokens - 1).bit_length()
 
 
+def padded_tokens(tile: SkinnyTile, num_tokens: int) -> int:
+    """The tokens that a tile computes with to serve so many."""
+    return max(token_bucket(num_tokens), MIN_DOT_TOKENS if tile.uses_dot else 1)
+
+
 # (rows, columns, warps, stages). Without tensor cores, columns are a multiple of 256 a warp (in 16
 # bits): then the threads that load a piece of x are those that multiply with it, and the loop has no
 # barrier. Rows times columns times tokens are limited by the registers that hold the sums.
-_PLAIN_SHAPES = {
+_Shape = tuple[int, int, int, int]
+_PLAIN_SHAPES: dict[int, tuple[_Shape, ...]] = {
     1: (
-        (4, 1024, 4, 1),
-        (8, 1024, 4, 1),
-        (8, 512, 2, 1),
         (4, 2048, 4, 1),
-        (4, 512, 2, 1),
-        (8, 256, 1, 1),
-        (16, 256, 1, 1),
         (8, 1024, 4, 3),
+        (8, 1024, 4, 1),
+        (4, 1024, 4, 1),
+        (4, 512, 2, 1),
+        (8, 512, 2, 1),
+        (8, 256, 1, 1),
     ),
     2: ((4, 1024, 4, 1), (4, 512, 2, 1), (8, 256, 1, 1)),
     4: ((2, 1024, 4, 1), (4, 512, 2, 1), (4, 256, 1, 1)),
 }
-_DOT_SHAPES = (
+# Every program reads x anew: the more tokens, the more rows it should have.
+_FEW_TOKENS: tuple[_Shape, ...] = (
     (64, 128, 4, 4),
+    (128, 128, 8, 3),
     (64, 64, 4, 6),
+    (128, 64, 8, 6),
+    (64, 128, 4, 3),
+    (64, 256, 4, 3),
+    (256, 64, 8, 4),
+    (64, 64, 4, 5),
+    (32, 128, 4, 4),
     (32, 256, 4, 4),
     (16, 256, 4, 4),
-    (128, 64, 4, 4),
+)
+_MANY_TOKENS: tuple[_Shape, ...] = (
+    (128, 64, 8, 5),
     (128, 128, 8, 3),
+    (64, 128, 4, 3),
+    (64, 64, 4, 5),
+    (128, 64, 4, 4),
+    (64, 128, 4, 4),
+    (256, 64, 8, 4),
+    (128, 128, 8, 4),
+    (64, 256, 4, 3),
     (32, 128, 4, 4),
-    (16, 512, 4, 3),
 )
 _SPLITS = (1, 2, 3, 4, 6, 8)
 _MAX_CANDIDATES = 14
@@ -145,8 +171,8 @@ def candidates(
 ) -> list[SkinnyTile]:
     """Tiles worth measuring: GUESSES, of which nothing is known but that none spills registers.
 
-    Of every shape the number of splits that leaves the fewest multiprocessors without a program at
-    the end, then the next best number of the first shapes.
+    Of every shape the number of splits that `_cost` likes best, then the next best number of the
+    first shapes.
 
     Args:
         num_tokens: one of BUCKETS.
@@ -154,17 +180,8 @@ def candidates(
         in_features: its columns.
         num_multiprocessors: of the device.
     """
-
-    def idleness(tile: SkinnyTile) -> tuple[bool, float, int]:
-        programs = tile.num_programs(out_features)
-        rounds = -(-programs // num_multiprocessors)
-        # One program a multiprocessor keeps too few loads in flight; a tenth idle is as good as none.
-        return rounds == 1, max(1.1, rounds * num_multiprocessors / programs), tile.splits
-
-    shapes = [(shape, False) for shape in _PLAIN_SHAPES.get(num_tokens, ())]
-    shapes += [(shape, True) for shape in (_DOT_SHAPES if num_tokens > 1 else _DOT_SHAPES[:2])]
     best, second = [], []
-    for (rows, columns, num_warps, num_stages), uses_dot in shapes:
+    for (rows, columns, num_warps, num_stages), uses_dot in _shapes(num_tokens):
         tiles = [
             SkinnyTile(
                 rows=rows,
@@ -177,10 +194,63 @@ def candidates(
             for splits in _SPLITS
             if splits == 1 or splits * columns <= in_features
         ]
-        tiles.sort(key=idleness)
+        tiles.sort(key=partial(_cost, num_tokens, out_features, in_features, num_multiprocessors))
         best.append(tiles[0])
         second += tiles[1:2]
     return [*best, *second[: _MAX_CANDIDATES - len(best)]]
+
+
+def _shapes(num_tokens: int) -> list[tuple[_Shape, bool]]:
+    """Shapes to cut for so many tokens, and whether they use tensor cores."""
+    if num_tokens == 1:
+        dot = _FEW_TOKENS[:2]
+    else:
+        dot = _FEW_TOKENS if num_tokens <= MIN_DOT_TOKENS else _MANY_TOKENS
+    plain = _PLAIN_SHAPES.get(num_tokens, ())
+    return [*((shape, False) for shape in plain), *((shape, True) for shape in dot)]
+
+
+_SHARED_BYTES = 227 << 10  # of a multiprocessor, as are these
+_REGISTERS = 1 << 16
+_BYTES_IN_FLIGHT = 48 << 10  # that keep the memory busy
+_WEIGHT_BYTES = 2
+
+
+def _cost(
+    num_tokens: int,
+    out_features: int,
+    in_features: int,
+    num_multiprocessors: int,
+    tile: SkinnyTile,
+) -> tuple[float, int]:
+    """A guess at how much longer than its reading a product takes, and the fewer splits the better.
+
+    Programs that do not all fit at once leave places empty in the last round. If they do, they share
+    the memory's pace, some of it lost where multiprocessors have unequal numbers of them, as long as
+    enough bytes are on their way. What splits write and read again counts where tokens are many.
+    """
+    tokens = padded_tokens(tile, num_tokens)
+    step = tile.rows * tile.columns
+    if tile.uses_dot:
+        stage_bytes = (tile.rows + tokens) * tile.columns * _WEIGHT_BYTES
+        resident = _SHARED_BYTES // (tile.num_stages * stage_bytes + 1024)
+        stages_ahead = tile.num_stages - 1
+    else:
+        threads = 32 * tile.num_warps
+        resident = _REGISTERS // (step * (tokens + 1) + 48 * threads)
+        stages_ahead = 1
+    resident = max(1, resident)
+    programs = tile.num_programs(out_features)
+    rounds = programs / (resident * num_multiprocessors)
+    if rounds > 1:
+        waiting = math.ceil(rounds) / rounds
+    else:
+        beside = programs / num_multiprocessors
+        in_flight = beside * stages_ahead * step * _WEIGHT_BYTES
+        waiting = max((1 + math.ceil(beside) / beside) / 2, _BYTES_IN_FLIGHT / in_flight)
+    summing = 0.0 if tile.splits == 1 else 8 * tile.splits * num_tokens / in_features
+    # A tenth is within what is not known of a device.
+    return max(1.1, waiting) + summing, tile.splits
 
 
 def early_variants(tile: SkinnyTile, in_features: int) -> list[SkinnyTile]:

@@ -18,7 +18,7 @@ from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layers.fused_decode import LINEAR_ADD, NORM_GATE_UP, NORM_LINEAR
 from chitu_like.model_files import read_model_files
 from chitu_like.ops.linear import FewTokens
-from chitu_like.ops.linear_fused import Norm, fused_linear
+from chitu_like.ops.linear_fused import Operand, fused_linear
 from chitu_like.ops.linear_tiles import Epilogue, LinearWork, SkinnyTile, candidates
 
 CPU = torch.device("cpu")
@@ -86,16 +86,27 @@ class Bench:
         bias: Tensor | None,
         tile: SkinnyTile,
         *,
-        norm: Norm | None = None,
+        eps: float = 0.0,
         epilogue: Epilogue = Epilogue.NONE,
+        norm_weight: Tensor | None = None,
     ) -> FewTokens:
+        assert (norm_weight is not None) == (epilogue is Epilogue.ADD)
         self.tiles.append((tile, epilogue))
 
-        def call(x: Tensor, residual: Tensor | None) -> Tensor:
+        def call(x: Operand, residual: Tensor | None) -> Operand:
             self._last = tile
             assert (residual is not None) == (epilogue is Epilogue.ADD)
-            y = fused_linear(x, weight, bias, norm=norm, epilogue=epilogue, residual=residual)
-            return y * 1.1 if tile in self._wrong else y
+            assert (x.squares is not None) == (epilogue is Epilogue.SILU_AND_MUL)
+            y = fused_linear(
+                x,
+                weight,
+                bias,
+                eps=eps,
+                epilogue=epilogue,
+                residual=residual,
+                norm_weight=norm_weight,
+            )
+            return Operand(y.values * 1.1, y.squares) if tile in self._wrong else y
 
         return call
 
@@ -140,16 +151,34 @@ def test_a_row_holds_the_fastest_tile_and_what_it_competes_with() -> None:
 def test_fused_work_tries_the_fastest_plain_tiles_alone() -> None:
     bench = Bench()
     list(bench.tuner().tune([SHAPE], [1]))
-    plain = {t for t, epilogue in bench.tiles if epilogue is Epilogue.NONE and not t.starts_early}
-    fused = {t for t, epilogue in bench.tiles if epilogue is Epilogue.ADD and not t.starts_early}
-    assert plain == set(candidates(1, 64, 2048, num_multiprocessors=132))
-    assert len(fused) == 3
-    assert max(tile.rows for tile in fused) <= sorted(tile.rows for tile in plain)[2]
+    plain = {tile for tile, epilogue in bench.tiles if epilogue is Epilogue.NONE}
+    fused = [tile for tile, epilogue in bench.tiles if epilogue is Epilogue.ADD]
+    assert {t for t in plain if not t.starts_early} == set(
+        candidates(1, 64, 2048, num_multiprocessors=132)
+    )
+    assert len(fused) == 3 == len(set(fused))
+    assert set(fused) <= plain
+    assert all(tile.starts_early for tile in fused)
+
+
+def test_norms_that_are_begun_wrongly_are_found() -> None:
+    class Unsquared(Bench):
+        def make_kernel(self, weight: Tensor, bias: Tensor | None, tile: SkinnyTile, **options):
+            kernel = super().make_kernel(weight, bias, tile, **options)
+
+            def call(x: Operand, residual: Tensor | None) -> Operand:
+                found = kernel(x, residual)
+                return found._replace(squares=None if residual is None else found.squares * 1.1)
+
+            return call
+
+    rows = list(Unsquared().tuner().tune([SHAPE], [2]))
+    assert [row.work for row in rows] == [PLAIN, NORM_GATE_UP]
 
 
 def test_a_wrong_tile_is_named_and_left_out() -> None:
-    tiles = candidates(1, 64, 2048, num_multiprocessors=132)
-    bench = Bench(wrong=[tile for tile in tiles if tile.rows == 4])
+    tiles = [tile for tile in candidates(1, 64, 2048, num_multiprocessors=132) if tile.rows == 4]
+    bench = Bench(wrong=tiles)
     rows = list(bench.tuner().tune([SHAPE], [1]))
     assert all(row.tile.rows == 8 for row in rows)
     assert any(line.startswith("WRONG, left out: linear (64, 2048)") for line in bench.lines)
@@ -169,9 +198,9 @@ def test_without_a_gpu_it_says_so() -> None:
 @pytest.mark.gpu
 def test_a_table_is_written_and_grows(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
-    for tokens in ("1", "16"):
+    for tokens in ("1", "64"):
         arguments = ["--models", "llama-3.2-1b", "--tokens", tokens, "--out", str(file)]
         assert run("tune_linear.py", arguments) == 0
     text = file.read_text(encoding="utf-8")
     assert '"num_tokens": 1,' in text
-    assert '"num_tokens": 16,' in text
+    assert '"num_tokens": 64,' in text

@@ -1,29 +1,16 @@
 """FusedDecode with the skinny kernel itself; test_fused_decode.py runs this in the interpreter."""
 
+import pytest
 import torch
-from layers.test_fused_decode import NUM_TOKENS, TinyLayer, table_of
-from tolerance import assert_op_close
+from layers.test_fused_decode import NUM_TOKENS, TinyLayer, check_two_layers
 
-from chitu_like.layers.fused_decode import FusedDecode
 from chitu_like.ops.linear import skinny_kernel
 from chitu_like.ops.triton.paged_attention import is_interpreted
 
 DEVICE = torch.device("cpu" if is_interpreted() else "cuda")
 
 
-def test_a_fused_layer_computes_what_the_ordinary_one_does() -> None:
-    layer = TinyLayer(torch.float32, DEVICE, has_bias=True)
-    fused = FusedDecode.build(
-        [layer.parts],
-        activation="silu",
-        options=layer.options,
-        table=table_of(layer.parts, NUM_TOKENS, gain_us=1.0),
-        make_kernel=skinny_kernel,
-    )
-    assert fused is not None
-    residual = layer.stream(NUM_TOKENS)
-    expected = layer.ordinary(residual)
-    layers = fused.layers_for(NUM_TOKENS)
-    assert layers is not None
-    layers[0](residual, layer.attend)
-    assert_op_close(residual, expected)
+@pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
+def test_fused_layers_compute_what_the_ordinary_ones_do(has_bias: bool) -> None:
+    layers = [TinyLayer(torch.float32, DEVICE, has_bias=has_bias) for _ in range(2)]
+    check_two_layers(layers, NUM_TOKENS, skinny_kernel)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
+from tolerance import assert_op_close
 from torch import Tensor
 
 from chitu_like.distributed.collectives import DetachedGroup
 from chitu_like.distributed.parallel_context import ParallelContext
-from chitu_like.layers.fused_decode import FusedDecode, LayerParts
+from chitu_like.layers.fused_decode import FusedDecode, LayerParts, MakeKernel
 from chitu_like.layers.linear import (
     MergedColumnParallelLinear,
     QKVParallelLinear,
@@ -20,7 +22,7 @@ from chitu_like.layers.mlp import GatedMLP
 from chitu_like.layers.norm import RMSNorm
 from chitu_like.layers.options import LayerOptions
 from chitu_like.ops.linear import FewTokens
-from chitu_like.ops.linear_fused import Norm, fused_linear
+from chitu_like.ops.linear_fused import Operand, fused_linear
 from chitu_like.ops.linear_table import LinearTable, TableRow
 from chitu_like.ops.linear_tiles import Epilogue, SkinnyTile
 from chitu_like.quantization.base import Unquantized
@@ -87,11 +89,14 @@ def reference_kernel(
     bias: Tensor | None,
     _tile: SkinnyTile,
     *,
-    norm: Norm | None = None,
+    eps: float = 0.0,
     epilogue: Epilogue = Epilogue.NONE,
+    norm_weight: Tensor | None = None,
 ) -> FewTokens:
-    def call(x: Tensor, residual: Tensor | None) -> Tensor:
-        return fused_linear(x, weight, bias, norm=norm, epilogue=epilogue, residual=residual)
+    def call(x: Operand, residual: Tensor | None) -> Operand:
+        return fused_linear(
+            x, weight, bias, eps=eps, epilogue=epilogue, residual=residual, norm_weight=norm_weight
+        )
 
     return call
 
@@ -138,26 +143,43 @@ def build(
     )
 
 
-@pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize("num_tokens", [1, 3, 16])
-def test_a_fused_layer_computes_what_the_ordinary_one_does(num_tokens: int, has_bias: bool) -> None:
-    layer = TinyLayer(torch.float64, torch.device("cpu"), has_bias=has_bias)
-    fused = build(layer, table_of(layer.parts, num_tokens, gain_us=1.0))
+def check_two_layers(layers: Sequence[TinyLayer], num_tokens: int, make_kernel: MakeKernel) -> None:
+    """Two layers, one behind the other, against the modules: the second one's norm is begun."""
+    first, second = layers
+    fused = FusedDecode.build(
+        [first.parts, second.parts],
+        activation="silu",
+        options=first.options,
+        table=table_of(first.parts, num_tokens, gain_us=1.0),
+        make_kernel=make_kernel,
+    )
     assert fused is not None
-    residual = layer.stream(num_tokens)
-    expected = layer.ordinary(residual)
-    layers = fused.layers_for(num_tokens)
-    assert layers is not None
-    assert len(layers) == 1
-    layers[0](residual, layer.attend)
-    torch.testing.assert_close(residual, expected)
+    residual = first.stream(num_tokens)
+    expected = second.ordinary(first.ordinary(residual))
+    fused_layers = fused.layers_for(num_tokens)
+    assert fused_layers is not None
+    assert len(fused_layers) == 2
+    x = Operand(first.parts.input_norm(residual))
+    for fused_layer, layer in zip(fused_layers, layers, strict=True):
+        x = fused_layer(x, residual, layer.attend)
+    assert x.values is residual
+    assert x.squares is None
+    assert_op_close(residual, expected)
+
+
+@pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("num_tokens", [1, 3, 16, 40])
+def test_fused_layers_compute_what_the_ordinary_ones_do(num_tokens: int, has_bias: bool) -> None:
+    cpu = torch.device("cpu")
+    layers = [TinyLayer(torch.float32, cpu, has_bias=has_bias) for _ in range(2)]
+    check_two_layers(layers, num_tokens, reference_kernel)
 
 
 def test_it_is_taken_for_the_tokens_that_were_measured(layer: TinyLayer) -> None:
     fused = build(layer, table_of(layer.parts, 4, gain_us=1.0))
     assert fused is not None
     assert fused.layers_for(3) is fused.layers_for(4) is not None
-    for num_tokens in (0, 1, 2, 5, 16, 17, 400):
+    for num_tokens in (0, 1, 2, 5, 16, 17, 64, 65, 400):
         assert fused.layers_for(num_tokens) is None
 
 

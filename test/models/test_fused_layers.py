@@ -17,6 +17,7 @@ from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layers.fused_decode import Attend, FusedDecode, FusedLayer
 from chitu_like.models.build import build_model
 from chitu_like.models.decoder import DecoderModel
+from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_table import LinearTable, TableRow
 from chitu_like.ops.linear_tiles import BUCKETS, MAX_TOKENS
 
@@ -54,10 +55,10 @@ def test_fused_layers_compute_the_same(name: str, monkeypatch: pytest.MonkeyPatc
     num_taken = 0
     run = FusedLayer.__call__
 
-    def count(layer: FusedLayer, residual: Tensor, attend: Attend) -> None:
+    def count(layer: FusedLayer, x: Operand, residual: Tensor, attend: Attend) -> Operand:
         nonlocal num_taken
         num_taken += 1
-        run(layer, residual, attend)
+        return run(layer, x, residual, attend)
 
     monkeypatch.setattr(FusedLayer, "__call__", count)
     tokens = list(range(3, 3 + MAX_TOKENS + 1 + 5 + 1))

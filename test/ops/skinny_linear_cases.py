@@ -11,7 +11,7 @@ import torch
 from tolerance import OP, assert_op_close
 from torch import Tensor
 
-from chitu_like.ops.linear_fused import Norm, fused_linear
+from chitu_like.ops.linear_fused import Operand, begin_norm, fused_linear
 from chitu_like.ops.linear_tiles import (
     ALL_WORK,
     Epilogue,
@@ -53,34 +53,66 @@ class Case:
         self.x = make(num_tokens, in_features, dtype=dtype)
         self.weight = make(out_features, in_features, dtype=dtype, scale=in_features**-0.5)
         self.bias = make(out_features, dtype=dtype) if has_bias else None
-        self.norm_weight = make(in_features, dtype=dtype)
         self.residual = make(num_tokens, out_features, dtype=dtype)
+        self.gain = make(in_features, dtype=dtype)
+        # A norm behind is begun where there is something to begin it with.
+        has_norm_behind = work.epilogue is Epilogue.ADD and has_bias
+        self.next_gain = make(out_features, dtype=dtype) if has_norm_behind else None
 
-    def expected(self) -> Tensor:
+    def operand(self) -> Operand:
+        """X, or the norm of it that is begun, its squares in three uneven parts."""
+        if not self.work.has_norm:
+            return Operand(self.x)
+        values, squares = begin_norm(self.x, self.gain)
+        shares = torch.tensor([0.5, 0.2, 0.3], device=DEVICE)
+        return Operand(values, shares[:, None] * squares)
+
+    def expected(self) -> Operand:
+        x = self.operand()
+        wide = Operand(x.values.double(), None if x.squares is None else x.squares.double())
         return fused_linear(
-            self.x.double(),
+            wide,
             self.weight.double(),
             None if self.bias is None else self.bias.double(),
-            norm=Norm(weight=self.norm_weight.double(), eps=EPS) if self.work.has_norm else None,
+            eps=EPS,
             epilogue=self.work.epilogue,
             residual=self.residual.double(),
+            norm_weight=None if self.next_gain is None else self.next_gain.double(),
         )
 
     def kernel(self, tile: SkinnyTile) -> SkinnyLinear:
-        norm = Norm(weight=self.norm_weight, eps=EPS) if self.work.has_norm else None
-        return SkinnyLinear(self.weight, self.bias, tile, norm=norm, epilogue=self.work.epilogue)
+        return SkinnyLinear(
+            self.weight,
+            self.bias,
+            tile,
+            eps=EPS,
+            epilogue=self.work.epilogue,
+            norm_weight=self.next_gain,
+        )
 
-    def call(self, kernel: SkinnyLinear) -> Tensor:
+    def call(self, kernel: SkinnyLinear) -> Operand:
         residual = self.residual.clone() if self.work.epilogue is Epilogue.ADD else None
-        found = kernel(self.x, residual)
-        assert residual is None or found is residual
+        found = kernel(self.operand(), residual)
+        assert (found.squares is None) == (self.next_gain is None)
+        if residual is not None and self.next_gain is None:
+            assert found.values is residual
+        if self.next_gain is not None:
+            assert residual is not None
+            self.check_begun(found, residual)
         return found
 
+    def check_begun(self, found: Operand, residual: Tensor) -> None:
+        """The norm that is begun is that of what `residual` holds now, and its parts are tiles."""
+        assert found.squares is not None
+        assert self.next_gain is not None
+        values, squares = begin_norm(residual, self.next_gain)
+        torch.testing.assert_close(found.values, values, rtol=0, atol=0)
+        torch.testing.assert_close(found.squares.sum(0), squares[0], rtol=1e-5, atol=1e-5)
+
     def check(self, tile: SkinnyTile) -> None:
-        found, expected = self.call(self.kernel(tile)), self.expected()
-        if self.work.has_norm and tile.uses_dot:
-            # What goes into the product is rounded too, as between ordinary kernels; each output of
-            # the product then has an error of its own, and the gate multiplies two of them.
+        found, expected = self.call(self.kernel(tile)).values, self.expected().values
+        if self.next_gain is not None:
+            # The sum is rounded before it is multiplied.
             rtol, atol = (3 * tolerance for tolerance in OP[found.dtype])
             torch.testing.assert_close(found, expected.to(found.dtype), rtol=rtol, atol=atol)
         else:
@@ -99,7 +131,7 @@ def test_every_fusion_computes_what_the_reference_does(
 @pytest.mark.slow
 @by_work
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 4, 16])
+@pytest.mark.parametrize("num_tokens", [1, 4, 16, 33])
 @pytest.mark.parametrize("shape", [(38, 70), (2, 33), (70, 8)], ids=str)
 def test_every_shape_and_dtype(
     work: LinearWork, dtype: torch.dtype, num_tokens: int, shape: tuple[int, int]
@@ -111,7 +143,7 @@ def test_every_shape_and_dtype(
                 case.check(replace(tile, splits=splits))
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 9, 15, 16])
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 9, 15, 16, 17, 32, 40, 64])
 def test_any_number_of_tokens_and_a_ragged_weight(num_tokens: int) -> None:
     case = Case(LinearWork(), num_tokens, 21, 45, DTYPES[num_tokens % 3], has_bias=True)
     case.check(DOT)
@@ -129,28 +161,28 @@ def test_more_splits_than_columns_to_share(tile: SkinnyTile) -> None:
 def test_calls_in_a_row_give_the_same_bits(tile: SkinnyTile) -> None:
     case = Case(LinearWork(has_norm=True), 4, 24, 96, torch.float32)
     kernel = case.kernel(replace(tile, splits=3))
-    first = case.call(kernel)
+    first = case.call(kernel).values
     for _ in range(3):
-        assert torch.equal(case.call(kernel), first)
+        assert torch.equal(case.call(kernel).values, first)
 
 
 @pytest.mark.parametrize("tile", [PLAIN, DOT], ids=["plain", "dot"])
 def test_a_token_does_not_see_the_others(tile: SkinnyTile) -> None:
     case = Case(LinearWork(has_norm=True), 4, 24, 64, torch.float32)
-    whole = case.call(case.kernel(tile))
+    whole = case.call(case.kernel(tile)).values
     case.x[1:] = float("nan")
-    assert torch.equal(case.call(case.kernel(tile))[0], whole[0])
+    assert torch.equal(case.call(case.kernel(tile)).values[0], whole[0])
 
 
 def test_tokens_of_a_wider_tensor_are_taken() -> None:
     case = Case(LinearWork(), 3, 24, 64, torch.float32)
-    expected = case.expected()
+    expected = case.expected().values
     wide = torch.full((3, 80), float("nan"), device=DEVICE)
     wide[:, 8:72] = case.x
     case.x = wide[:, 8:72]
-    assert_op_close(case.call(case.kernel(PLAIN)), expected)
+    assert_op_close(case.call(case.kernel(PLAIN)).values, expected)
     case.x = case.x.T.contiguous().T
-    assert_op_close(case.call(case.kernel(DOT)), expected)
+    assert_op_close(case.call(case.kernel(DOT)).values, expected)
 
 
 # (out_features, in_features): Llama-3-8B's qkv, o, gate_up and down, and Qwen3-0.6B's.
@@ -167,7 +199,7 @@ REAL_SHAPES = [
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 16, 24, 64])
 @pytest.mark.parametrize("shape", REAL_SHAPES, ids=str)
 def test_every_candidate_at_the_sizes_of_real_models(
     shape: tuple[int, int], num_tokens: int
@@ -184,7 +216,7 @@ def test_every_candidate_at_the_sizes_of_real_models(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_tokens", [1, 16])
+@pytest.mark.parametrize("num_tokens", [1, 16, 64])
 def test_calls_that_start_early_and_follow_one_another_in_a_graph(num_tokens: int) -> None:
     """A chain, each call on what the one before gave: an early read would see the last replay's."""
     layers = [Case(LinearWork(), num_tokens, 2048, 2048, torch.bfloat16) for _ in range(8)]
@@ -194,10 +226,10 @@ def test_calls_that_start_early_and_follow_one_another_in_a_graph(num_tokens: in
     x = layers[0].x.clone()
 
     def chain() -> Tensor:
-        y = x
+        y = Operand(x)
         for kernel in kernels:
             y = kernel(y)
-        return y
+        return y.values
 
     chain()
     torch.cuda.synchronize()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from compiled import Compiled, compile_launches
 
-from chitu_like.ops.linear_fused import Norm
+from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_tiles import (
     BUCKETS,
     Epilogue,
@@ -14,18 +14,28 @@ from chitu_like.ops.linear_tiles import (
     SkinnyTile,
     candidates,
     early_variants,
+    padded_tokens,
 )
 from chitu_like.ops.triton.skinny_linear import SkinnyLinear
 
 SHARED_BYTES = 227 << 10  # that a program may have
 OUT, IN = 4096, 4096
 PLAIN = LinearWork()
-LARGEST = LinearWork(has_norm=True, epilogue=Epilogue.SILU_AND_MUL)
-# With tensor cores tokens are padded to 16, so buckets share their kernels; so do numbers of splits,
-# but for one.
+WORKS = (
+    PLAIN,
+    LinearWork(has_norm=True),
+    LinearWork(has_norm=True, epilogue=Epilogue.SILU_AND_MUL),
+    LinearWork(epilogue=Epilogue.ADD),
+)
+NUM_PARTS = {
+    1: 512,
+    2: 512,
+    4: 512,
+}  # of squares, from tiles of 8 rows; from tiles of 64 for more tokens
+# Buckets that are padded to as many tokens share their kernels; so do numbers of splits, but for one.
 TILES = sorted(
     {
-        (16 if tile.uses_dot else bucket, replace(tile, splits=min(tile.splits, 2)))
+        (padded_tokens(tile, bucket), replace(tile, splits=min(tile.splits, 2)))
         for bucket in BUCKETS
         for tile in candidates(bucket, OUT, IN, num_multiprocessors=132)
     },
@@ -34,24 +44,34 @@ TILES = sorted(
 
 
 def compiled(work: LinearWork, num_tokens: int, tile: SkinnyTile) -> Compiled:
-    def tensor(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
 
-    norm = Norm(weight=tensor(IN), eps=1e-5) if work.has_norm else None
-    kernel = SkinnyLinear(tensor(OUT, IN), None, tile, norm=norm, epilogue=work.epilogue)
-    (found,) = compile_launches(lambda: kernel(tensor(num_tokens, IN)))
+    is_add = work.epilogue is Epilogue.ADD
+    squares = tensor(NUM_PARTS.get(num_tokens, 64), num_tokens, dtype=torch.float32)
+    operand = Operand(tensor(num_tokens, IN), squares if work.has_norm else None)
+    kernel = SkinnyLinear(
+        tensor(OUT, IN),
+        None,
+        tile,
+        eps=1e-5,
+        epilogue=work.epilogue,
+        norm_weight=tensor(OUT) if is_add else None,
+    )
+    residual = tensor(num_tokens, OUT) if is_add else None
+    (found,) = compile_launches(lambda: kernel(operand, residual))
     return found
 
 
 @pytest.mark.parametrize(("num_tokens", "tile"), TILES, ids=str)
 def test_a_candidate_spills_nothing_and_fits(num_tokens: int, tile: SkinnyTile) -> None:
-    for work in (PLAIN, LARGEST):
+    for work in WORKS:
         found = compiled(work, num_tokens, tile)
         assert found.spill_bytes == 0
         assert found.shared_bytes <= SHARED_BYTES
 
 
-@pytest.mark.parametrize("num_tokens", [1, 16])
+@pytest.mark.parametrize("num_tokens", [1, 16, 64])
 def test_an_early_start_prefetches_before_it_waits_and_reads_x_after(num_tokens: int) -> None:
     tile = candidates(num_tokens, OUT, IN, num_multiprocessors=132)[0]
     for early in early_variants(tile, IN):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from chitu_like.core.errors import ConfigError
 from chitu_like.ops.linear import PlainLinear, TabledLinear, tabled_linear
+from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_table import FOLDER, LinearTable, TableRow, table_file, table_for
 from chitu_like.ops.linear_tiles import (
     ALL_WORK,
@@ -44,7 +45,8 @@ def weight_of(row: TableRow) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "bucket"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (9, 16), (16, 16)]
+    ("num_tokens", "bucket"),
+    [(1, 1), (3, 4), (4, 4), (5, 8), (9, 16), (16, 16), (17, 32), (33, 64), (64, 64)],
 )
 def test_tokens_take_the_next_bucket(num_tokens: int, bucket: int) -> None:
     assert token_bucket(num_tokens) == bucket
@@ -121,18 +123,18 @@ def test_an_empty_table_leaves_torchs_product() -> None:
 def test_the_number_of_tokens_alone_decides_what_is_called() -> None:
     weight, calls = torch.randn(6, 5), []
 
-    def kernel(x: Tensor, residual: Tensor | None) -> Tensor:
+    def kernel(x: Operand, residual: Tensor | None) -> Operand:
         assert residual is None
-        calls.append(len(x))
-        return x @ weight.T
+        calls.append(len(x.values))
+        return Operand(x.values @ weight.T)
 
-    linear = TabledLinear(weight, None, {4: kernel, 16: kernel})
-    for num_tokens in (0, 1, 2, 3, 4, 5, 8, 9, 16, 17, 40):
+    linear = TabledLinear(weight, None, {4: kernel, 16: kernel, 64: kernel})
+    for num_tokens in (0, 1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65):
         x = torch.randn(num_tokens, 5)
         torch.testing.assert_close(linear(x), x @ weight.T)
-    assert calls == [3, 4, 9, 16]
+    assert calls == [3, 4, 9, 16, 33, 64]
     torch.testing.assert_close(linear(torch.ones(1, 4, 5)), torch.ones(1, 4, 5) @ weight.T)
-    assert len(calls) == 4
+    assert len(calls) == 6
 
 
 @pytest.mark.parametrize("num_tokens", BUCKETS)

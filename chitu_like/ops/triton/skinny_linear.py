@@ -1,20 +1,20 @@
-"""y = x W^T for 1 to 16 tokens, with what stands before and behind it in a decoder layer.
+"""y = x W^T for 1 to 64 tokens, with what stands before and behind it in a decoder layer.
 
 So few tokens make the product a matter of reading W once at the memory's pace. A program takes a tile
 of rows of W and, where rows alone make too few programs to fill the device, a split of its columns;
 it walks along them, COLUMNS at a time. There are two ways to multiply:
 
-- with tensor cores, the tile of W as the A operand, the tokens, padded to 16, as the B operand. Both
-  wait in shared memory, NUM_STAGES deep: those are the loads in flight;
+- with tensor cores, the tile of W as the A operand, the tokens, padded to 16, 32 or 64, as the B
+  operand. Both wait in shared memory, NUM_STAGES deep: those are the loads in flight;
 - without: every thread multiplies the weights it loaded with each token and adds up its own products,
   until the end. The loads in flight are those of a tile and of the programs beside it.
 
 The programs of a split leave their sums in `partials`. The one that comes last adds them up in the
 order of the splits, so that equal inputs give equal bits, and clears the counter for the next call.
 
-The norm in front, x / rms(x) * g, needs no pass of its own: W (x g) is divided by rms(x) at the end,
-and the squares are added up beside the products, by every program for itself. On tensor cores x g is
-rounded to the dtype before the division: in float16 it must stay below 65504.
+Of a norm, x / rms(x) * g, nothing is left for the loop: what x was written by has multiplied it with g
+and added up squares, a sum for each of its tiles, and W (x g) is divided by rms(x) at the end. In
+float16 x g must stay below 65504.
 
 With programmatic dependent launch the kernel starts while the one before still runs. W depends on
 nothing: its first PREFETCH columns are asked into L2 before the wait for x.
@@ -27,8 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chitu_like.ops.linear_fused import Norm
-from chitu_like.ops.linear_tiles import MAX_TOKENS, Epilogue, SkinnyTile, token_bucket
+from chitu_like.ops.linear_fused import Operand
+from chitu_like.ops.linear_tiles import Epilogue, SkinnyTile, padded_tokens
 from chitu_like.ops.triton.paged_attention import is_interpreted
 
 SILU_AND_MUL = tl.constexpr(1)
@@ -59,14 +59,13 @@ def _prefetch(starts, row_mask, first, end, PREFETCH: tl.constexpr):
 
 @triton.jit
 def _multiply_with_dot(
-    x, norm_weight, starts, row_mask, first, end, num_tokens, x_stride,
-    HAS_NORM: tl.constexpr, IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, NUM_STAGES: tl.constexpr, DOT: tl.constexpr,
+    x, starts, row_mask, first, end, num_tokens, x_stride,
+    IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    NUM_STAGES: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Sums over columns [first, end): products [ROWS, TOKENS], squares of x [TOKENS]."""
+    """Sums over columns [first, end): products [ROWS, TOKENS]."""
     token = tl.arange(0, TOKENS)
     sums = tl.zeros([ROWS, TOKENS], tl.float32)
-    squares = tl.zeros([TOKENS], tl.float32)
     for start in tl.range(first, end, COLUMNS, num_stages=NUM_STAGES):
         columns = start + tl.arange(0, COLUMNS)
         w_mask = row_mask[:, None]
@@ -81,24 +80,18 @@ def _multiply_with_dot(
             eviction_policy="evict_first",
         )
         of_token = tl.load(x + token[None, :] * x_stride + columns[:, None], mask=x_mask, other=0.0)
-        if HAS_NORM:
-            g = tl.load(norm_weight + columns, mask=columns < end, other=0.0).to(tl.float32)
-            wide = of_token.to(tl.float32)
-            squares += tl.sum(wide * wide, 0)
-            of_token = (wide * g[:, None]).to(of_token.dtype)
         sums = tl.dot(w.to(DOT), of_token.to(DOT), sums, input_precision="ieee")
-    return sums, squares
+    return sums
 
 
 @triton.jit
 def _multiply(
-    x, norm_weight, starts, row_mask, first, end, num_tokens, x_stride,
-    HAS_NORM: tl.constexpr, IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, NUM_STAGES: tl.constexpr,
+    x, starts, row_mask, first, end, num_tokens, x_stride,
+    IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     """As `_multiply_with_dot`, without tensor cores."""
     products = (tl.zeros([ROWS, COLUMNS], tl.float32),) * TOKENS
-    powers = (tl.zeros([COLUMNS], tl.float32),) * TOKENS
     for start in tl.range(first, end, COLUMNS, num_stages=NUM_STAGES):
         columns = start + tl.arange(0, COLUMNS)
         w_mask = row_mask[:, None]
@@ -110,41 +103,32 @@ def _multiply(
             other=0.0,
             eviction_policy="evict_first",
         ).to(tl.float32)
-        if HAS_NORM:
-            g = tl.load(norm_weight + columns, mask=columns < end, other=0.0).to(tl.float32)
-        next_products, next_powers = (), ()
+        next_products = ()
         for token in tl.static_range(TOKENS):
             x_mask = columns < tl.where(token < num_tokens, end, 0)
             of_token = tl.load(x + token * x_stride + columns, mask=x_mask, other=0.0)
-            of_token = of_token.to(tl.float32)
-            power = powers[token]
-            if HAS_NORM:
-                power += of_token * of_token
-                of_token *= g
-            # Triton knows no star here.
-            next_products = next_products + (products[token] + w * of_token[None, :],)  # noqa: RUF005
-            next_powers = next_powers + (power,)  # noqa: RUF005
-        products, powers = next_products, next_powers
+            product = products[token] + w * of_token.to(tl.float32)[None, :]
+            next_products = next_products + (product,)  # noqa: RUF005  # Triton knows no star here
+        products = next_products
 
     token_at = tl.arange(0, TOKENS)
     sums = tl.zeros([ROWS, TOKENS], tl.float32)
-    squares = tl.zeros([TOKENS], tl.float32)
     for token in tl.static_range(TOKENS):
         sums = tl.where((token_at == token)[None, :], tl.sum(products[token], 1)[:, None], sums)
-        squares = tl.where(token_at == token, tl.sum(powers[token], 0), squares)
-    return sums, squares
+    return sums
 
 
 @triton.jit
 def _finish(
-    sums, squares, bias, out, tile, num_tokens, num_rows, num_columns, eps,
-    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, EPILOGUE: tl.constexpr,
+    sums, squares, bias, norm_weight, out, begun, begun_squares,
+    tile, num_tokens, num_rows, num_columns, eps,
+    HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, EPILOGUE: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Write a tile's [ROWS, TOKENS] sums as outputs."""
     token = tl.arange(0, TOKENS)
-    if HAS_NORM:
-        sums *= tl.rsqrt(squares / num_columns + eps)[None, :]
+    if PARTS > 0:
+        sums *= tl.rsqrt(tl.sum(squares, 0) / num_columns + eps)[None, :]
     if HAS_BIAS:
         row = _rows_of(tile, num_rows, EPILOGUE, ROWS)
         sums += tl.load(bias + row, mask=row < num_rows, other=0.0).to(tl.float32)[:, None]
@@ -158,11 +142,19 @@ def _finish(
         value = sums
         feature = tile * ROWS + tl.arange(0, ROWS)
         num_features = num_rows
-    at = out + token[None, :] * num_features + feature[:, None]
+    at = token[None, :] * num_features + feature[:, None]
     mask = (feature < num_features)[:, None] & (token < num_tokens)[None, :]
     if EPILOGUE == ADD:
-        value += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(at, value.to(out.dtype.element_ty), mask=mask)
+        value += tl.load(out + at, mask=mask, other=0.0).to(tl.float32)
+    value = value.to(out.dtype.element_ty)
+    tl.store(out + at, value, mask=mask)
+    if norm_weight is not None:
+        gain = tl.load(norm_weight + feature, mask=feature < num_features, other=0.0)
+        wide = tl.where(mask, value.to(tl.float32), 0.0)
+        weighted = wide * gain.to(tl.float32)[:, None]
+        tl.store(begun + at, weighted.to(begun.dtype.element_ty), mask=mask)
+        squares_at = begun_squares + tile * num_tokens + token
+        tl.store(squares_at, tl.sum(wide * wide, 0), mask=token < num_tokens)
 
 
 @triton.jit
@@ -177,11 +169,11 @@ def _rows_of(tile, num_rows, EPILOGUE: tl.constexpr, ROWS: tl.constexpr):
     return row
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "num_parts"])
 def _kernel(
-    x, weight, bias, norm_weight, out, partials, counters,
-    num_tokens, num_rows, num_columns, x_stride, eps,
-    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, EPILOGUE: tl.constexpr, IS_EVEN: tl.constexpr,
+    x, squares, weight, bias, norm_weight, out, begun, begun_squares, partials, counters,
+    num_tokens, num_parts, num_rows, num_columns, x_stride, eps,
+    HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, EPILOGUE: tl.constexpr, IS_EVEN: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr,
     NUM_STAGES: tl.constexpr, DOT: tl.constexpr, STARTS_EARLY: tl.constexpr,
     PREFETCH: tl.constexpr,
@@ -199,46 +191,48 @@ def _kernel(
         if PREFETCH > 0:
             _prefetch(starts, row_mask, first, end, PREFETCH)
         tl.extra.cuda.gdc_wait()
+    token = tl.arange(0, TOKENS)
+    of_x = None
+    if PARTS > 0:  # asked for before the loop, wanted behind it
+        part = tl.arange(0, PARTS)
+        of_x = tl.load(
+            squares + part[:, None] * num_tokens + token[None, :],
+            mask=(part < num_parts)[:, None] & (token < num_tokens)[None, :],
+            other=0.0,
+        )
     if DOT is None:
-        sums, squares = _multiply(
-            x, norm_weight, starts, row_mask, first, end, num_tokens, x_stride,
-            HAS_NORM, IS_EVEN, TOKENS, ROWS, COLUMNS, NUM_STAGES,
+        sums = _multiply(
+            x, starts, row_mask, first, end, num_tokens, x_stride,
+            IS_EVEN, TOKENS, ROWS, COLUMNS, NUM_STAGES,
         )  # fmt: skip
     else:
-        sums, squares = _multiply_with_dot(
-            x, norm_weight, starts, row_mask, first, end, num_tokens, x_stride,
-            HAS_NORM, IS_EVEN, TOKENS, ROWS, COLUMNS, NUM_STAGES, DOT,
+        sums = _multiply_with_dot(
+            x, starts, row_mask, first, end, num_tokens, x_stride,
+            IS_EVEN, TOKENS, ROWS, COLUMNS, NUM_STAGES, DOT,
         )  # fmt: skip
     if SPLITS == 1:
         _finish(
-            sums, squares, bias, out, tile, num_tokens, num_rows, num_columns, eps,
-            HAS_BIAS, HAS_NORM, EPILOGUE, TOKENS, ROWS,
+            sums, of_x, bias, norm_weight, out, begun, begun_squares,
+            tile, num_tokens, num_rows, num_columns, eps,
+            HAS_BIAS, PARTS, EPILOGUE, TOKENS, ROWS,
         )  # fmt: skip
     else:
-        token = tl.arange(0, TOKENS)
         at = token[None, :] * ROWS + tl.arange(0, ROWS)[:, None]
         mask = (token < num_tokens)[None, :] & row_mask[:, None]
-        mine = partials + (tile * SPLITS + split).to(tl.int64) * (TOKENS * ROWS)
-        all_squares = partials + tl.num_programs(0).to(tl.int64) * (SPLITS * TOKENS * ROWS)
-        all_squares += tile * (SPLITS * TOKENS)
-        tl.store(mine + at, sums, mask=mask)
-        if HAS_NORM:
-            tl.store(all_squares + split * TOKENS + token, squares)
+        theirs = partials + tile.to(tl.int64) * (SPLITS * TOKENS * ROWS)
+        tl.store(theirs + split * (TOKENS * ROWS) + at, sums, mask=mask)
         # Every thread's stores come before the count, and the last one's loads behind it.
         tl.debug_barrier()
         if tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
             tl.store(counters + tile, 0)
             sums = tl.zeros([ROWS, TOKENS], tl.float32)
-            squares = tl.zeros([TOKENS], tl.float32)
-            theirs = partials + tile.to(tl.int64) * (SPLITS * TOKENS * ROWS)
             for each in tl.static_range(SPLITS):
                 found = theirs + each * (TOKENS * ROWS) + at
                 sums += tl.load(found, mask=mask, other=0.0, cache_modifier=".cg")
-                if HAS_NORM:
-                    squares += tl.load(all_squares + each * TOKENS + token, cache_modifier=".cg")
             _finish(
-                sums, squares, bias, out, tile, num_tokens, num_rows, num_columns, eps,
-                HAS_BIAS, HAS_NORM, EPILOGUE, TOKENS, ROWS,
+                sums, of_x, bias, norm_weight, out, begun, begun_squares,
+                tile, num_tokens, num_rows, num_columns, eps,
+                HAS_BIAS, PARTS, EPILOGUE, TOKENS, ROWS,
             )  # fmt: skip
 
 
@@ -249,8 +243,9 @@ class SkinnyLinear:
         weight: [out_features, in_features], contiguous, final values.
         bias: [out_features] or None.
         tile: how it is cut.
-        norm: in front of the product, or None.
-        epilogue: behind it.
+        eps: of a norm that x begins.
+        epilogue: behind the product.
+        norm_weight: [out_features], of the norm that is begun behind ADD, or None.
     """
 
     def __init__(
@@ -259,12 +254,14 @@ class SkinnyLinear:
         bias: Tensor | None,
         tile: SkinnyTile,
         *,
-        norm: Norm | None = None,
+        eps: float = 0.0,
         epilogue: Epilogue = Epilogue.NONE,
+        norm_weight: Tensor | None = None,
     ) -> None:
         assert weight.is_contiguous(), f"a weight is read row by row, not by {weight.stride()}"
-        self._weight, self._bias, self._norm = weight, bias, norm
-        self._tile, self._epilogue = tile, epilogue
+        assert norm_weight is None or epilogue is Epilogue.ADD, epilogue
+        self._weight, self._bias, self._norm_weight = weight, bias, norm_weight
+        self._tile, self._eps, self._epilogue = tile, eps, epilogue
         self._num_tiles = -(-weight.shape[0] // tile.rows)
         # A call leaves them 0 as it found them. Calls on one weight follow one another.
         self._counters = torch.zeros(self._num_tiles, dtype=torch.int32, device=weight.device)
@@ -272,36 +269,36 @@ class SkinnyLinear:
         if tile.uses_dot:  # the interpreter multiplies bfloat16 wrongly
             self._dot = tl.float32 if is_interpreted() else _DOT_DTYPES[weight.dtype]
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """See fused_linear; `x` has as many tokens as the tile serves."""
-        num_tokens, tile = len(x), self._tile
+    def __call__(self, operand: Operand, residual: Tensor | None = None) -> Operand:
+        """See fused_linear; there are as many tokens as the tile serves."""
+        (x, squares), tile = operand, self._tile
+        num_tokens = len(x)
         assert tile.serves(num_tokens), f"{num_tokens} tokens for {tile}"
+        assert (residual is not None) == (self._epilogue is Epilogue.ADD), self._epilogue
         num_rows, num_columns = self._weight.shape
         x = x if x.stride(-1) == 1 else x.contiguous()
-        tokens = MAX_TOKENS if tile.uses_dot else token_bucket(num_tokens)
-        partials = None
-        if tile.splits > 1:
-            num_partials = self._num_tiles * tile.splits * tokens * (tile.rows + 1)
-            partials = torch.empty(num_partials, dtype=torch.float32, device=x.device)
-        out = residual
-        if self._epilogue is not Epilogue.ADD:
-            num_features = num_rows // (2 if self._epilogue is Epilogue.SILU_AND_MUL else 1)
-            out = x.new_empty(num_tokens, num_features)
+        tokens = padded_tokens(tile, num_tokens)
+        num_parts = 0 if squares is None else len(squares)
+        out, begun, partials = self._make_room(x, residual, tokens)
         _kernel[(self._num_tiles, tile.splits)](
             x,
+            squares,
             self._weight,
             self._bias,
-            None if self._norm is None else self._norm.weight,
+            self._norm_weight,
             out,
+            begun.values,
+            begun.squares,
             partials,
             self._counters,
             num_tokens,
+            num_parts,
             num_rows,
             num_columns,
             x.stride(0),
-            0.0 if self._norm is None else self._norm.eps,
+            self._eps,
             HAS_BIAS=self._bias is not None,
-            HAS_NORM=self._norm is not None,
+            PARTS=triton.next_power_of_2(num_parts) if num_parts else 0,
             EPILOGUE=_EPILOGUES[self._epilogue],
             IS_EVEN=num_columns % tile.columns == 0,
             TOKENS=tokens,
@@ -315,4 +312,23 @@ class SkinnyLinear:
             num_warps=tile.num_warps,
             **({"launch_pdl": True} if tile.starts_early else {}),
         )
-        return out
+        return begun
+
+    def _make_room(
+        self, x: Tensor, residual: Tensor | None, tokens: int
+    ) -> tuple[Tensor, Operand, Tensor | None]:
+        """Outputs, what is returned, and the splits' sums for `tokens` padded tokens."""
+        num_tokens, num_features = len(x), self._weight.shape[0]
+        if self._epilogue is Epilogue.SILU_AND_MUL:
+            num_features //= 2
+        out = x.new_empty(num_tokens, num_features) if residual is None else residual
+        begun = Operand(out)
+        if self._norm_weight is not None:
+            shape = (self._num_tiles, num_tokens)
+            squares = torch.empty(shape, dtype=torch.float32, device=x.device)
+            begun = Operand(torch.empty_like(out), squares)
+        partials = None
+        if self._tile.splits > 1:
+            size = self._num_tiles * self._tile.splits * tokens * self._tile.rows
+            partials = torch.empty(size, dtype=torch.float32, device=x.device)
+        return out, begun, partials
