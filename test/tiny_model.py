@@ -116,6 +116,14 @@ class TinyModel:
         return hidden @ self.head
 
 
+class Seeing(TinyModel):
+    """Remembers the first layer's cache."""
+
+    def forward(self, batch: ForwardBatch, hidden_states: Tensor | None = None) -> Tensor:
+        self.keys = batch.kv_caches[0].k
+        return super().forward(batch, hidden_states)
+
+
 def attend_paged(layer: int, q: Tensor, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
     cache, mixed = batch.kv_caches[layer], []
     starts = torch.tensor([0, *batch.query_lens]).cumsum(0).tolist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from tiny_driver import MODEL, Driver, Sequence, plain_loop, random_prompt
 from tiny_model import (
     MAX_REQS,
@@ -13,6 +12,7 @@ from tiny_model import (
     NUM_HOST_BLOCKS,
     PlainBackend,
     Rerun,
+    Seeing,
     TinyModel,
     sampling_row,
     tiny_options,
@@ -22,16 +22,6 @@ from chitu_like.attention.base import AttentionMetadata, ForwardBatch
 from chitu_like.worker.decode_steps import step_sizes
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.recorded_steps import StepSizes
-
-
-class Seeing(TinyModel):
-    """Remembers the first layer's cache."""
-
-    def forward(
-        self, batch: ForwardBatch, hidden_states: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        self.keys = batch.kv_caches[0].k
-        return super().forward(batch, hidden_states)
 
 
 class Noting(Rerun):

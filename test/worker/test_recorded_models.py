@@ -129,7 +129,7 @@ def runner_of(options: RunnerOptions, stage: Stage | None = None, *, records: bo
 
 
 def generate(runner: ModelRunner | TwoStages) -> list[list[int]]:
-    """Five requests, some drawn, the last ones joining late."""
+    """Five requests, some drawn, the last ones joining late, one with a prompt of two chunks."""
     torch.manual_seed(0)
     prompts = [[3, 1, 4], [1, 5], [9, 2, 6, 5, 3, 5], [8], [9, 7, 9]]
     sequences = [
@@ -141,7 +141,7 @@ def generate(runner: ModelRunner | TwoStages) -> list[list[int]]:
     while any(not sequence.is_done for sequence in sequences):
         running = [s for s in sequences if s not in waiting and not s.is_done]
         newcomers = [waiting.pop(0)] if waiting else []
-        driver.step([(s, s.num_left) for s in running + newcomers])
+        driver.step([(s, min(4, s.num_left)) for s in running + newcomers])
     while driver.in_flight:
         driver.collect()
     return [sequence.tokens[len(sequence.prompt) :] for sequence in sequences]

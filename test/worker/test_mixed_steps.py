@@ -1,0 +1,154 @@
+"""Steps recorded around attention: of which sizes, for which batches, and what padding leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tape import Tape
+from tiny_driver import MODEL, Driver, Sequence, plain_loop, random_prompt
+from tiny_model import (
+    NUM_BLOCKS,
+    NUM_HOST_BLOCKS,
+    VOCAB_SIZE,
+    PlainBackend,
+    Rerun,
+    Seeing,
+    TinyModel,
+    sampling_row,
+    tiny_options,
+    tiny_runner,
+)
+
+from chitu_like.core.model_spec import ModelSpec
+from chitu_like.core.output import TokenLogprobs
+from chitu_like.distributed.collectives import DetachedGroup
+from chitu_like.distributed.parallel_context import ParallelContext
+from chitu_like.worker.mixed_steps import MOST_TOKENS, most_tokens, token_sizes
+from chitu_like.worker.model_runner import ModelRunner
+from chitu_like.worker.recording import Cut
+
+BUDGET = 40
+SIZES = token_sizes(BUDGET)
+
+
+class Noting(Rerun):
+    """Notes which recordings of pieces are replayed, by the order in which they were made."""
+
+    def __init__(self) -> None:
+        self.num_recorded = 0
+        self.replayed: list[int] = []
+
+    def record_pieces(self, work: Callable[[Cut], None]) -> Noted:
+        self.num_recorded += 1
+        return Noted(self, self.num_recorded - 1, super().record_pieces(work))
+
+
+class Noted:
+    def __init__(self, noting: Noting, index: int, tape: Tape) -> None:
+        self._noting, self._index, self._tape = noting, index, tape
+
+    def replay(self) -> None:
+        self._noting.replayed.append(self._index)
+        self._tape.replay()
+
+
+def make_driver(recorder: Noting, model: TinyModel = MODEL, **options: int) -> Driver:
+    options = {"max_num_batched_tokens": BUDGET} | options
+    runner = ModelRunner(tiny_options(**options), model, PlainBackend(), None, lambda: recorder)
+    runner.allocate(NUM_BLOCKS, num_host_blocks=NUM_HOST_BLOCKS)
+    return Driver(runner)
+
+
+@pytest.mark.parametrize("most", [1, 16, 40, 64, 300, 512, 2048])
+def test_sizes_waste_little(most: int) -> None:
+    sizes = token_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == most
+    assert len(sizes) <= 18
+    for num_tokens in range(1, most + 1):
+        size = next(size for size in sizes if size >= num_tokens)
+        assert size - num_tokens < max(64, num_tokens / 4)
+
+
+def spec_of(hidden: int, inner: int, heads: int) -> ModelSpec:
+    return ModelSpec.from_hf_config(
+        {
+            "architectures": ["Qwen3ForCausalLM"],
+            "vocab_size": 1000,
+            "hidden_size": hidden,
+            "num_hidden_layers": 3,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "intermediate_size": inner,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6,
+            "hidden_act": "silu",
+            "rope_theta": 1e6,
+            "torch_dtype": "bfloat16",
+        }
+    )
+
+
+def test_a_larger_layer_is_worth_recording_for_fewer_tokens() -> None:
+    small, large = spec_of(1024, 3072, 16), spec_of(4096, 12288, 32)
+    assert most_tokens(tiny_options(spec=small, max_num_batched_tokens=8192)) == MOST_TOKENS
+    assert most_tokens(tiny_options(spec=small, max_num_batched_tokens=500)) == 500
+    alone = most_tokens(tiny_options(spec=large))
+    assert 512 <= alone < 768
+    halves = ParallelContext(pp_rank=0, pp_size=1, tp=DetachedGroup(0, 2))
+    assert 2 * alone <= most_tokens(tiny_options(spec=large, parallel=halves)) < 2 * alone + 128
+
+
+def test_a_batch_takes_the_smallest_step_that_holds_it() -> None:
+    recorder = Noting()
+    driver = make_driver(recorder)
+    assert recorder.num_recorded == len(SIZES)
+    for num_tokens in [1, 3, 16, 17, 31, 33, 40]:
+        sequence = Sequence(random_prompt(50), 9, sampling_row())
+        driver.step([(sequence, num_tokens)])
+        size = next(size for size in SIZES if size >= num_tokens)
+        assert SIZES[::-1][recorder.replayed[-1]] == size  # recorded from the largest down
+        driver.leave(sequence)
+    num_replayed = len(recorder.replayed)
+    driver.step([(Sequence(random_prompt(50), 9, sampling_row()), 41)])
+    assert len(recorder.replayed) == num_replayed  # launched kernel by kernel
+
+
+def test_decodes_alone_take_none() -> None:
+    recorder = Noting()
+    driver = make_driver(recorder)
+    prompt = random_prompt(9)
+    tokens = driver.run(Sequence(prompt, 12, sampling_row()), chunk=4)
+    assert tokens == plain_loop(prompt, 12, sampling_row())
+    assert len(recorder.replayed) == 3
+
+
+def prompt_logprobs(*, records: bool) -> list[TokenLogprobs]:
+    driver = Driver(tiny_runner(MODEL, records=records))
+    row = sampling_row(num_prompt_logprobs=2)
+    driver.run(Sequence([7 * i % VOCAB_SIZE for i in range(23)], 3, row), chunk=9)
+    return [entry for out in driver.outputs for _, part in out.prompt_logprobs for entry in part]
+
+
+def test_prompt_logprobs_are_those_of_launched_steps() -> None:
+    launched, recorded = prompt_logprobs(records=False), prompt_logprobs(records=True)
+    assert len(recorded) == len(launched) == 22
+    for those, these in zip(launched, recorded, strict=True):
+        assert these.logprob == pytest.approx(those.logprob, abs=1e-4)
+        assert [token_id for token_id, _ in these.top] == [token_id for token_id, _ in those.top]
+
+
+def test_padding_writes_where_nobody_reads() -> None:
+    model = Seeing()
+    driver = make_driver(Noting(), model)
+    first = Sequence(random_prompt(30), 9, sampling_row())
+    driver.step([(first, 30)])
+    model.keys[NUM_BLOCKS] = 7.0
+    before = model.keys.clone()
+    second = Sequence(random_prompt(3), 9, sampling_row())
+    driver.step([(first, 1), (second, 3)])  # of 16: what the larger batch left there must not count
+    changed = {int(i) for i in (model.keys != before).flatten(1).any(1).nonzero()}
+    assert changed == {NUM_BLOCKS, first.blocks[30 // 4], *second.blocks}
+    assert model.keys.isfinite().all()
