@@ -26,6 +26,9 @@ SEED = 20240229
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption(
+        "--sample", type=int, default=1, metavar="N", help="of the slow tests run every Nth alone"
+    )
 
 
 def count_gpus() -> int:
@@ -54,11 +57,15 @@ def missing_programs(item: pytest.Item) -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     run_slow = config.getoption("--slow") or "slow" in config.getoption("markexpr")
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    sample = set(slow[:: config.getoption("sample")])
     wanted = [gpus_wanted(item) for item in items]
     num_gpus = count_gpus() if any(wanted) else 0
     for item, num_wanted in zip(items, wanted, strict=True):
         if item.get_closest_marker("slow") and not run_slow:
             item.add_marker(pytest.mark.skip(reason="slow: add --slow"))
+        elif item.get_closest_marker("slow") and item not in sample:
+            item.add_marker(pytest.mark.skip(reason="slow, and not in the sample"))
         if num_wanted > num_gpus:
             item.add_marker(
                 pytest.mark.skip(reason=f"needs {num_wanted} CUDA device(s), found {num_gpus}")
