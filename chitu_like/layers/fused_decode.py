@@ -31,6 +31,7 @@ from chitu_like.ops.linear_tiles import (
     Epilogue,
     LinearWork,
     SkinnyTile,
+    early_variants,
     token_bucket,
 )
 from chitu_like.quantization.base import Unquantized
@@ -42,6 +43,10 @@ rotation still to come -> what attention gives the output projection [num_tokens
 NORM_LINEAR = LinearWork(has_norm=True)
 NORM_GATE_UP = LinearWork(has_norm=True, epilogue=Epilogue.SILU_AND_MUL)
 LINEAR_ADD = LinearWork(epilogue=Epilogue.ADD)
+
+
+CACHED_BYTES = 40 << 20
+"""A weight so large is still there when it is wanted: an H200 caches 50 MiB. Not measured yet."""
 
 
 class MakeKernel(Protocol):
@@ -198,6 +203,8 @@ def _bind(
     make_kernel: MakeKernel,
 ) -> list[FewTokens]:
     begun = (None, parts.post_norm, None, next_norm)
+    qkv, o, gate_up, down = tiles
+    tiles = (qkv, _while_attention_runs(o, parts.o_proj.weight.data), gate_up, down)
     return [
         make_kernel(
             linear.weight.data,
@@ -209,3 +216,13 @@ def _bind(
         )
         for (work, linear, finished), norm, tile in zip(parts.products, begun, tiles, strict=True)
     ]
+
+
+def _while_attention_runs(tile: SkinnyTile, weight: Tensor) -> SkinnyTile:
+    """The tile of the output projection, its whole weight asked for as early as can be.
+
+    Attention of few tokens leaves the memory idle; every other product follows one that does not.
+    """
+    if not tile.starts_early or weight.nbytes > CACHED_BYTES:
+        return tile
+    return early_variants(tile, weight.shape[1])[-1]

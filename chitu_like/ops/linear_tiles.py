@@ -156,7 +156,7 @@ _MANY_TOKENS: tuple[_Shape, ...] = (
     (64, 128, 4, 3),
     (64, 64, 4, 5),
     (128, 64, 4, 4),
-    (64, 128, 4, 4),
+    (128, 64, 8, 4),
     (256, 64, 8, 4),
     (128, 128, 8, 4),
     (64, 256, 4, 3),
@@ -172,7 +172,7 @@ def candidates(
     """Tiles worth measuring: GUESSES, of which nothing is known but that none spills registers.
 
     Of every shape the number of splits that `_cost` likes best, then the next best number of the
-    first shapes.
+    first shapes. Without tensor cores programs are many and short, and not split.
 
     Args:
         num_tokens: one of BUCKETS.
@@ -191,13 +191,13 @@ def candidates(
                 num_stages=num_stages,
                 uses_dot=uses_dot,
             )
-            for splits in _SPLITS
+            for splits in (_SPLITS if uses_dot else _SPLITS[:1])
             if splits == 1 or splits * columns <= in_features
         ]
         tiles.sort(key=partial(_cost, num_tokens, out_features, in_features, num_multiprocessors))
         best.append(tiles[0])
         second += tiles[1:2]
-    return [*best, *second[: _MAX_CANDIDATES - len(best)]]
+    return [*best, *second][: max(len(best), _MAX_CANDIDATES)]
 
 
 def _shapes(num_tokens: int) -> list[tuple[_Shape, bool]]:
@@ -210,9 +210,8 @@ def _shapes(num_tokens: int) -> list[tuple[_Shape, bool]]:
     return [*((shape, False) for shape in plain), *((shape, True) for shape in dot)]
 
 
-_SHARED_BYTES = 227 << 10  # of a multiprocessor, as are these
-_REGISTERS = 1 << 16
-_BYTES_IN_FLIGHT = 48 << 10  # that keep the memory busy
+_SHARED_BYTES = 227 << 10  # of a multiprocessor
+_BYTES_IN_FLIGHT = 48 << 10  # of each, that keep the memory busy
 _WEIGHT_BYTES = 2
 
 
@@ -230,23 +229,16 @@ def _cost(
     enough bytes are on their way. What splits write and read again counts where tokens are many.
     """
     tokens = padded_tokens(tile, num_tokens)
-    step = tile.rows * tile.columns
-    if tile.uses_dot:
-        stage_bytes = (tile.rows + tokens) * tile.columns * _WEIGHT_BYTES
-        resident = _SHARED_BYTES // (tile.num_stages * stage_bytes + 1024)
-        stages_ahead = tile.num_stages - 1
-    else:
-        threads = 32 * tile.num_warps
-        resident = _REGISTERS // (step * (tokens + 1) + 48 * threads)
-        stages_ahead = 1
-    resident = max(1, resident)
+    stage_bytes = (tile.rows + tokens) * tile.columns * _WEIGHT_BYTES
+    resident = max(1, _SHARED_BYTES // (tile.num_stages * stage_bytes + 1024))
     programs = tile.num_programs(out_features)
     rounds = programs / (resident * num_multiprocessors)
     if rounds > 1:
         waiting = math.ceil(rounds) / rounds
     else:
         beside = programs / num_multiprocessors
-        in_flight = beside * stages_ahead * step * _WEIGHT_BYTES
+        weight_bytes = tile.rows * tile.columns * _WEIGHT_BYTES
+        in_flight = beside * max(1, tile.num_stages - 1) * weight_bytes
         waiting = max((1 + math.ceil(beside) / beside) / 2, _BYTES_IN_FLIGHT / in_flight)
     summing = 0.0 if tile.splits == 1 else 8 * tile.splits * num_tokens / in_features
     # A tenth is within what is not known of a device.

@@ -38,6 +38,7 @@ _EPILOGUES = {
     Epilogue.SILU_AND_MUL: SILU_AND_MUL.value,
     Epilogue.ADD: ADD.value,
 }
+_HELD_PARTS = 16  # registers of a thread
 _DOT_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
@@ -173,10 +174,10 @@ def _rows_of(tile, num_rows, EPILOGUE: tl.constexpr, ROWS: tl.constexpr):
 def _kernel(
     x, squares, weight, bias, norm_weight, out, begun, begun_squares, partials, counters,
     num_tokens, num_parts, num_rows, num_columns, x_stride, eps,
-    HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, EPILOGUE: tl.constexpr, IS_EVEN: tl.constexpr,
-    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr,
-    NUM_STAGES: tl.constexpr, DOT: tl.constexpr, STARTS_EARLY: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, SUMS_PARTS_FIRST: tl.constexpr,
+    EPILOGUE: tl.constexpr, IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, SPLITS: tl.constexpr, NUM_STAGES: tl.constexpr, DOT: tl.constexpr,
+    STARTS_EARLY: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """One split of one tile of rows."""
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -193,13 +194,15 @@ def _kernel(
         tl.extra.cuda.gdc_wait()
     token = tl.arange(0, TOKENS)
     of_x = None
-    if PARTS > 0:  # asked for before the loop, wanted behind it
+    if PARTS > 0:  # asked for before the loop, wanted behind it, but for more than can be held
         part = tl.arange(0, PARTS)
         of_x = tl.load(
             squares + part[:, None] * num_tokens + token[None, :],
             mask=(part < num_parts)[:, None] & (token < num_tokens)[None, :],
             other=0.0,
         )
+        if SUMS_PARTS_FIRST:
+            of_x = tl.sum(of_x, 0)[None, :]
     if DOT is None:
         sums = _multiply(
             x, starts, row_mask, first, end, num_tokens, x_stride,
@@ -279,6 +282,7 @@ class SkinnyLinear:
         x = x if x.stride(-1) == 1 else x.contiguous()
         tokens = padded_tokens(tile, num_tokens)
         num_parts = 0 if squares is None else len(squares)
+        parts = triton.next_power_of_2(num_parts) if num_parts else 0
         out, begun, partials = self._make_room(x, residual, tokens)
         _kernel[(self._num_tiles, tile.splits)](
             x,
@@ -298,7 +302,8 @@ class SkinnyLinear:
             x.stride(0),
             self._eps,
             HAS_BIAS=self._bias is not None,
-            PARTS=triton.next_power_of_2(num_parts) if num_parts else 0,
+            PARTS=parts,
+            SUMS_PARTS_FIRST=parts * tokens > _HELD_PARTS * 32 * tile.num_warps,
             EPILOGUE=_EPILOGUES[self._epilogue],
             IS_EVEN=num_columns % tile.columns == 0,
             TOKENS=tokens,
