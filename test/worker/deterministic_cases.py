@@ -4,14 +4,23 @@ By hand: `TRITON_INTERPRET=1 pytest test/worker/deterministic_cases.py` on a CPU
 on a CUDA device, where the same cases run compiled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from tiny_driver import Driver, Sequence, random_prompt
-from tiny_model import MAX_REQS, NUM_BLOCKS, NUM_HOST_BLOCKS, sampling_row, tiny_options
+from tiny_model import (
+    MAX_REQS,
+    NUM_BLOCKS,
+    NUM_HOST_BLOCKS,
+    Again,
+    Rerun,
+    sampling_row,
+    tiny_options,
+)
 from torch import Tensor
 
 from chitu_like.attention.base import ForwardBatch
@@ -22,7 +31,9 @@ from chitu_like.ops.attention_tiles import Tile, Tiling
 from chitu_like.ops.triton import activation, draw, embedding, kv_store, norm, rope_store, rotary
 from chitu_like.ops.triton.paged_attention import is_interpreted
 from chitu_like.quantization.base import Unquantized
+from chitu_like.worker.decode_steps import DecodeSteps
 from chitu_like.worker.model_runner import ModelRunner
+from chitu_like.worker.recording import CudaGraphRecorder, Cut, Recorder
 
 TWINS = (
     activation,
@@ -71,9 +82,15 @@ class Listening:
         return getattr(self._model, name)
 
 
-@pytest.fixture(scope="module")
-def runner() -> ModelRunner:
-    """Launches each step, kernel by kernel."""
+class AtOnce(Rerun):
+    """Calls recorded pieces again, with what comes between them: a tape hears nothing of Triton's."""
+
+    def record_pieces(self, work: Callable[[Cut], None]) -> Again:
+        return Again(partial(work, lambda call, x: call(x)))
+
+
+def make_runner(make_recorder: Callable[[], Recorder] | None = None) -> ModelRunner:
+    """Launches each step, kernel by kernel, unless there is something to record it with."""
     options = tiny_options(attn_type="triton", op_impl="triton", deterministic=True, device=DEVICE)
     tiling = Tiling(decode=TILE, prefill=TILE)
     spec = options.attention_spec
@@ -86,9 +103,21 @@ def runner() -> ModelRunner:
         quant_method=Unquantized(is_invariant=True),
         op_impl=options.op_impl,
     )
-    runner = ModelRunner(options, Listening(model), backend)  # type: ignore[arg-type]
+    runner = ModelRunner(options, Listening(model), backend, None, make_recorder)  # type: ignore[arg-type]
     runner.load(load_format="dummy", seed=5)
     return runner
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModelRunner:
+    return make_runner()
+
+
+@pytest.fixture(scope="module")
+def recording_runner() -> ModelRunner:
+    if is_interpreted():
+        return make_runner(AtOnce)
+    return make_runner(partial(CudaGraphRecorder, torch.device(DEVICE)))
 
 
 def logits_of(runner: ModelRunner, *, num_reqs: int, chunk: int) -> Tensor:
@@ -142,3 +171,19 @@ def test_a_request_has_the_same_bits_in_every_company(
     assert alone.isfinite().all()
     assert len(alone.unique(dim=0)) == NUM_OUTPUT
     assert torch.equal(logits_of(runner, num_reqs=num_reqs, chunk=chunk), alone)
+
+
+@pytest.mark.parametrize(
+    ("num_reqs", "chunk"),
+    [(2, len(PROMPT)), pytest.param(MAX_REQS, 4, marks=pytest.mark.slow)],
+)
+def test_what_pads_a_recorded_step_changes_no_bit(
+    recording_runner: ModelRunner,
+    alone: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    num_reqs: int,
+    chunk: int,
+) -> None:
+    """Decodes too: a step of theirs computes its logits where nobody listens."""
+    monkeypatch.setattr(DecodeSteps, "takes", lambda _steps, _batch: False)
+    assert torch.equal(logits_of(recording_runner, num_reqs=num_reqs, chunk=chunk), alone)
