@@ -54,7 +54,7 @@ def memory_table(
     table.add_row("weights", _range(m.weight_bytes for m in memories), resolved.dtype)
     activations = _range(m.activation_bytes for m in memories)
     table.add_row("activations", activations, "at most, in one step")
-    graphs = "none are captured" if not resolved.use_cuda_graph else "captured decode steps"
+    graphs = "none are captured" if not resolved.use_cuda_graph else "captured steps"
     table.add_row("graphs", _range(m.graph_bytes for m in memories), graphs)
     blocks = f"{num_blocks} blocks of {resolved.block_size} tokens ({tightest.reason})"
     table.add_row("KV cache", _range(num_blocks * m.bytes_per_block for m in memories), blocks)

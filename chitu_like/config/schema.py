@@ -144,7 +144,7 @@ class InferConfig(Section):
     op_impl: OpImpl | Auto = setting("auto", "which twin of each op computes")
     use_cuda_graph: bool | Auto = setting(
         "auto",
-        "capture decode steps in CUDA graphs; auto: on cuda, but not with attention ref or sdpa",
+        "capture steps in CUDA graphs; auto: on cuda, but not with attention ref or sdpa",
     )
     schedule_overlap: bool = setting(True, "schedule step t+1 while step t computes")
     mla_absorb: MlaAbsorb | Auto = setting("auto", "how latent attention folds its up-projections")

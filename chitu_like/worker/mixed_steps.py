@@ -48,6 +48,34 @@ def most_tokens(options: RunnerOptions) -> int:
     return min(bound, MOST_TOKENS, options.max_num_batched_tokens)
 
 
+class _Between:
+    """Attention, called between recorded pieces.
+
+    Recordings refer to it, and not to whoever holds them: a cycle would keep their memory for a while.
+
+    Args:
+        out: [most_tokens, num_heads, head_dim], which the pieces read.
+
+    Attributes:
+        batch: the one at hand, while a recording is replayed.
+    """
+
+    def __init__(self, out: Tensor) -> None:
+        self._out = out
+        self.batch: ForwardBatch | None = None
+
+    def leave_room(self, cut: Cut, size: int, attend: Attend, q: Tensor) -> Tensor:
+        """End a piece of `size` tokens at a layer's attention; a Seam but for the first two."""
+        cut(partial(self._call, attend), q)
+        return self._out[:size]
+
+    def _call(self, attend: Attend, q: Tensor) -> None:
+        batch = self.batch
+        assert batch is not None, "nothing is replayed"
+        num_tokens = len(batch.positions)
+        attend(q[:num_tokens], batch, self._out[:num_tokens])
+
+
 class MixedSteps:
     """The recorded pieces of a rank's forward.
 
@@ -88,11 +116,10 @@ class MixedSteps:
         if not options.parallel.is_first_stage:
             self._received = torch.zeros(hidden_states, dtype=dtype, device=device)
         # Zeros: what pads a batch is never written here, and must be numbers.
-        self._attended = torch.zeros(
-            most, spec.num_heads, spec.head_dim, dtype=dtype, device=device
+        self._between = _Between(
+            torch.zeros(most, spec.num_heads, spec.head_dim, dtype=dtype, device=device)
         )
         self._out = torch.zeros(hidden_states, dtype=dtype, device=device)
-        self._now: ForwardBatch | None = None
         # The largest first: the others then fit into the memory it took.
         self._recordings = {
             size: self._record(self._inputs_of(size), recorder)
@@ -119,9 +146,9 @@ class MixedSteps:
         if received is not None:
             assert self._received is not None, "the first stage receives nothing"
             self._received[:num_tokens].copy_(received)
-        self._now = batch
+        self._between.batch = batch
         self._recordings[inputs.num_tokens].replay()
-        self._now = None
+        self._between.batch = None
         out = self._out[:num_tokens]
         return out if self._options.parallel.is_last_stage else out.clone()
 
@@ -151,19 +178,9 @@ class MixedSteps:
         def work(cut: Cut) -> None:
             # A model may write to what it receives, and a recording must leave it as it was.
             hidden_states = self._model.forward(
-                replace(batch, seam=partial(self._leave_room, cut, self._attended[:size])),
+                replace(batch, seam=partial(self._between.leave_room, cut, size)),
                 None if received is None else received.clone(),
             )
             self._out[:size].copy_(hidden_states)
 
         return recorder.record_pieces(work)
-
-    def _leave_room(self, cut: Cut, out: Tensor, attend: Attend, q: Tensor) -> Tensor:
-        cut(partial(self._attend, attend), q)
-        return out
-
-    def _attend(self, attend: Attend, q: Tensor) -> None:
-        batch = self._now
-        assert batch is not None, "only `forward` replays"
-        num_tokens = len(batch.positions)
-        attend(q[:num_tokens], batch, self._attended[:num_tokens])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -24,7 +26,8 @@ from chitu_like.core.model_spec import ModelSpec
 from chitu_like.core.output import TokenLogprobs
 from chitu_like.distributed.collectives import DetachedGroup
 from chitu_like.distributed.parallel_context import ParallelContext
-from chitu_like.worker.mixed_steps import MOST_TOKENS, most_tokens, token_sizes
+from chitu_like.worker.kv_pool import KVPool
+from chitu_like.worker.mixed_steps import MOST_TOKENS, MixedSteps, most_tokens, token_sizes
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.recording import Cut
 
@@ -152,3 +155,31 @@ def test_padding_writes_where_nobody_reads() -> None:
     changed = {int(i) for i in (model.keys != before).flatten(1).any(1).nonzero()}
     assert changed == {NUM_BLOCKS, first.blocks[30 // 4], *second.blocks}
     assert model.keys.isfinite().all()
+
+
+def test_steps_that_are_given_up_leave_at_once() -> None:
+    """Their memory is counted on, and NCCL waits for them."""
+    options = tiny_options(max_num_batched_tokens=BUDGET)
+    pool = KVPool(
+        options.kv_spec,
+        num_blocks=4,
+        num_host_blocks=0,
+        dtype=options.torch_dtype,
+        device=options.torch_device,
+    )
+    steps = MixedSteps(
+        MODEL,
+        options,
+        pool.layers,
+        padding_block=3,
+        max_reqs=2,
+        recorder=Rerun(),
+        sizes=SIZES,
+    )
+    watched = weakref.ref(steps)
+    gc.disable()
+    try:
+        del steps
+        assert watched() is None
+    finally:
+        gc.enable()
