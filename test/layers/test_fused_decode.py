@@ -143,28 +143,55 @@ def build(
     )
 
 
-def check_two_layers(layers: Sequence[TinyLayer], num_tokens: int, make_kernel: MakeKernel) -> None:
-    """Two layers, one behind the other, against the modules: the second one's norm is begun."""
-    first, second = layers
-    fused = FusedDecode.build(
-        [first.parts, second.parts],
-        activation="silu",
-        options=first.options,
-        table=table_of(first.parts, num_tokens, gain_us=1.0),
-        make_kernel=make_kernel,
-    )
-    assert fused is not None
-    residual = first.stream(num_tokens)
-    expected = second.ordinary(first.ordinary(residual))
-    fused_layers = fused.layers_for(num_tokens)
-    assert fused_layers is not None
-    assert len(fused_layers) == 2
-    x = Operand(first.parts.input_norm(residual))
-    for fused_layer, layer in zip(fused_layers, layers, strict=True):
-        x = fused_layer(x, residual, layer.attend)
-    assert x.values is residual
-    assert x.squares is None
-    assert_op_close(residual, expected)
+class TwoLayers:
+    """Two layers, one behind the other: the second one's first norm is begun by the first one.
+
+    Args:
+        layers: both.
+        num_tokens: of a stream.
+        make_kernel: of the fused layers.
+        tile: of every product.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[TinyLayer],
+        num_tokens: int,
+        make_kernel: MakeKernel,
+        tile: SkinnyTile = TILE,
+    ) -> None:
+        first, second = layers
+        rows = rows_of(first.parts, num_tokens, gain_us=1.0)
+        fused = FusedDecode.build(
+            [first.parts, second.parts],
+            activation="silu",
+            options=first.options,
+            table=LinearTable(replace(row, tile=tile) for row in rows),
+            make_kernel=make_kernel,
+        )
+        assert fused is not None
+        fused_layers = fused.layers_for(num_tokens)
+        assert fused_layers is not None
+        assert len(fused_layers) == 2
+        self._layers, self._fused_layers = layers, fused_layers
+
+    def run(self, residual: Tensor) -> None:
+        """Take the stream through both, fused."""
+        x = Operand(self._layers[0].parts.input_norm(residual))
+        for fused_layer, layer in zip(self._fused_layers, self._layers, strict=True):
+            x = fused_layer(x, residual, layer.attend)
+        assert x.values is residual
+        assert x.squares is None
+
+    def ordinary(self, residual: Tensor) -> Tensor:
+        """The stream behind both, by the modules."""
+        first, second = self._layers
+        return second.ordinary(first.ordinary(residual))
+
+    def check(self, residual: Tensor) -> None:
+        expected = self.ordinary(residual)
+        self.run(residual)
+        assert_op_close(residual, expected)
 
 
 @pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
@@ -172,7 +199,7 @@ def check_two_layers(layers: Sequence[TinyLayer], num_tokens: int, make_kernel: 
 def test_fused_layers_compute_what_the_ordinary_ones_do(num_tokens: int, has_bias: bool) -> None:
     cpu = torch.device("cpu")
     layers = [TinyLayer(torch.float32, cpu, has_bias=has_bias) for _ in range(2)]
-    check_two_layers(layers, num_tokens, reference_kernel)
+    TwoLayers(layers, num_tokens, reference_kernel).check(layers[0].stream(num_tokens))
 
 
 def test_it_is_taken_for_the_tokens_that_were_measured(layer: TinyLayer) -> None:

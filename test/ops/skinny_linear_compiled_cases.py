@@ -74,8 +74,10 @@ def test_a_candidate_spills_nothing_and_fits(num_tokens: int, tile: SkinnyTile) 
 @pytest.mark.parametrize("num_tokens", [1, 16, 64])
 def test_an_early_start_prefetches_before_it_waits_and_reads_x_after(num_tokens: int) -> None:
     tile = candidates(num_tokens, OUT, IN, num_multiprocessors=132)[0]
-    for early in early_variants(tile, IN):
-        ptx = compiled(PLAIN, num_tokens, early).ptx
+    *shorter, longest = early_variants(tile, IN)
+    cases = [(PLAIN, early) for early in shorter] + [(work, longest) for work in WORKS]
+    for work, early in cases:
+        ptx = compiled(work, num_tokens, early).ptx
         wait = ptx.index("griddepcontrol.wait")
         assert ptx.index("griddepcontrol.launch_dependents") < wait
         assert ("prefetch.global.L2" in ptx[:wait]) == (early.prefetch > 0)
