@@ -39,6 +39,7 @@ CORE_REQUIREMENTS = [
 ]
 
 TEST_REQUIREMENTS = [
+    "gguf",  # writes the model of bench llama-cpp
     "httpx",
     "hypothesis",
     "mypy>=1.18",

@@ -19,8 +19,10 @@ class TransformersRun:
         clock: seconds that never go back.
 
     Attributes:
-        version: of transformers.
+        name, version: of transformers.
     """
+
+    name = "transformers"
 
     def __init__(
         self,

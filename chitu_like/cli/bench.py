@@ -44,6 +44,10 @@ BENCHMARKS = {
         "chitu_like.bench.cpu_transformers",
         "the engine beside transformers on this CPU",
     ),
+    "llama-cpp": (
+        "chitu_like.bench.llama_cpp",
+        "the engine beside llama.cpp on this CPU",
+    ),
 }
 
 

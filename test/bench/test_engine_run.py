@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chitu_like import LLM
-from chitu_like.bench.cpu_transformers import Case, Comparison, markdown
+from chitu_like.bench.cpu_comparison import Case, Comparison, markdown
 from chitu_like.bench.engine_run import NO_PREFIX_CACHE, EngineRun, with_defaults
 from chitu_like.bench.provenance import Provenance
 from chitu_like.bench.transformers_run import TransformersRun
@@ -55,12 +55,14 @@ def test_defaults_give_way_to_what_the_user_says() -> None:
 class PretendRun:
     """Takes a known time for the prefill and for each step, and notes its turns."""
 
+    version = "1"
+
     def __init__(self, name: str, turns: list[str], prefill_s: float, step_s: float) -> None:
-        self._name, self._turns = name, turns
+        self.name, self._turns = name, turns
         self._prefill_s, self._step_s = prefill_s, step_s
 
     def seconds(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> float:
-        self._turns.append(self._name)
+        self._turns.append(self.name)
         return self._prefill_s + self._step_s * (num_tokens - 1)
 
 
@@ -93,7 +95,7 @@ def test_the_table_holds_ratio_target_and_origin() -> None:
     origin = Provenance(
         date="2026-01-02", machine="a box", software="", commit="abc", command="bench it"
     )
-    table = markdown([result], "m", origin, "torch")
+    table = markdown([result], "m", "b", origin, "torch")
     assert "| decode | 250.0 ms, 8.0 tokens/s | 500.0 ms, 4.0 tokens/s |" in table
     assert "**2.00x** (2.00 to 2.00) | 1.5x |" in table
     assert all(word in table for word in ("2026-01-02", "a box", "abc", "`bench it`"))

@@ -14,7 +14,7 @@ from chitu_like.cli.entry import COMMANDS
 from chitu_like.core.errors import CapacityError
 
 REPO = Path(__file__).resolve().parents[2]
-BENCHMARKS = ("serving", "offline", "ops", "idle", "startup", "cpu-transformers")
+BENCHMARKS = ("serving", "offline", "ops", "idle", "startup", "cpu-transformers", "llama-cpp")
 
 
 def one_line(text: str) -> str:
