@@ -1,6 +1,9 @@
-"""Attention of one layer by each backend: requests of one length, their blocks in random order."""
+"""Attention of one layer by each backend: requests of one length or of many, blocks in random order."""
 
 from __future__ import annotations
+
+import random
+from dataclasses import replace
 
 import torch
 
@@ -12,11 +15,13 @@ from chitu_like.attention.base import (
     LayerKVCache,
     attention_backends,
 )
-from chitu_like.bench.device_timing import Call
+from chitu_like.bench.device_timing import Call, seconds_per_call
 from chitu_like.bench.op_case import Case, Setting, Work
 from chitu_like.core.errors import UnsupportedError
 
 DECODE_ONLY = ("xqa",)
+UNEVEN = 16  # times as long is the longest context as the shortest
+SEED = 5  # of the lengths: every backend and every run has the same
 
 
 def attention_spec(at: Setting) -> AttentionSpec:
@@ -33,7 +38,16 @@ def attention_spec(at: Setting) -> AttentionSpec:
     )
 
 
-def _attention_kinds(at: Setting) -> list[str]:
+def context_lens(at: Setting) -> list[int]:
+    """Of each request; see Setting."""
+    if at.shortest is None:
+        return [at.context] * at.num_reqs
+    draw = random.Random(SEED)
+    return [draw.randint(at.shortest, at.context) for _ in range(at.num_reqs)]
+
+
+def attention_kinds(at: Setting) -> list[str]:
+    """The installed backends that serve a setting."""
     spec = attention_spec(at)
     found = []
     for name in attention_backends.names():
@@ -70,8 +84,9 @@ def attention_work(at: Setting, backend: AttentionBackend) -> Work:
         scale = spec.head_dim**-0.5
         return lambda: backend.run(q, own, metadata, scale=scale, window=None)
 
-    num_pairs = at.num_reqs * sum(range(at.context - at.query_len + 1, at.context + 1))
-    kv_bytes = at.bytes_of(2 * at.num_reqs * at.context * at.kv_size)
+    lens = batch.context_lens
+    num_pairs = sum(sum(range(n - at.query_len + 1, n + 1)) for n in lens)
+    kv_bytes = at.bytes_of(2 * sum(lens) * at.kv_size)
     return Work(
         fresh=fresh,
         num_bytes=kv_bytes + at.bytes_of(2 * at.num_tokens * at.q_size),
@@ -81,34 +96,59 @@ def attention_work(at: Setting, backend: AttentionBackend) -> Work:
     )
 
 
+def planning_seconds(at: Setting, backend: GraphBackend) -> float:
+    """What all layers of a step of decodes share: seconds on the device."""
+    batch = _attention_batch(at)
+    metadata = backend.plan_capture(batch)
+    backend.replan(metadata, batch)
+    return seconds_per_call([lambda: backend.prepare(metadata)], at.device)
+
+
 def _attention(at: Setting, kind: str) -> Work:
     return attention_work(at, attention_backends.get(kind)(attention_spec(at)))
 
 
+def _uneven(at: Setting) -> Setting:
+    return replace(at, shortest=-(-at.context // UNEVEN))
+
+
+def _num_blocks(at: Setting) -> list[int]:
+    return [-(-length // at.block_size) for length in context_lens(at)]
+
+
 def _random_cache(at: Setting) -> LayerKVCache:
-    num_blocks = at.num_reqs * -(-at.context // at.block_size)
+    num_blocks = sum(_num_blocks(at))
     shape = (num_blocks, at.block_size, at.spec.num_kv_heads, at.spec.head_dim)
     return LayerKVCache(k=at.random(*shape), v=at.random(*shape))
 
 
 def _attention_batch(at: Setting) -> ForwardBatch:
-    """Requests of one length, their blocks in random order."""
-    num_blocks = -(-at.context // at.block_size)
-    order = torch.randperm(at.num_reqs * num_blocks, device=at.device)
+    lens, num_blocks = context_lens(at), _num_blocks(at)
+    # As in service, a row is as wide as the longest context; behind a request's own, block 0.
+    tables = torch.zeros(at.num_reqs, max(num_blocks), dtype=torch.int32)
+    order = torch.randperm(sum(num_blocks), dtype=torch.int32)
+    for row, count in zip(tables, num_blocks, strict=True):
+        row[:count], order = order[:count], order[count:]
     unused = torch.zeros(at.num_tokens, dtype=torch.int64, device=at.device)
-    context_lens = [at.context] * at.num_reqs
     return ForwardBatch(
         input_ids=unused,
         positions=unused,
         slot_mapping=unused,
-        block_tables=order.to(torch.int32).view(at.num_reqs, num_blocks),
+        block_tables=tables.to(at.device),
         query_lens=[at.query_len] * at.num_reqs,
-        context_lens=context_lens,
-        device_context_lens=torch.tensor(context_lens, dtype=torch.int32, device=at.device),
+        context_lens=lens,
+        device_context_lens=torch.tensor(lens, dtype=torch.int32, device=at.device),
         num_decodes=at.num_reqs if at.is_decode else 0,
         logits_indices=unused[:0],
         kv_caches={},
     )
 
 
-ATTENTION = Case(name="attention", kinds=_attention_kinds, make=_attention, needs_context=True)
+ATTENTION = Case(name="attention", kinds=attention_kinds, make=_attention, needs_context=True)
+UNEVEN_ATTENTION = Case(
+    name="attention_uneven",
+    kinds=lambda at: attention_kinds(at) if at.is_decode and at.num_reqs > 1 else [],
+    make=lambda at, kind: _attention(_uneven(at), kind),
+    needs_context=True,
+)
+"""Of decodes from a sixteenth of the context up to all of it."""

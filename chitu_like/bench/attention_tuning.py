@@ -1,20 +1,20 @@
 """Search the tiles of the paged attention kernels (ops/attention_tiles.py) on a CUDA device.
 
-Decode first: every tile with as many splits as fill the device four times over, then the best tiles
-with more and fewer splits, with programmatic dependent launch and with a fused merge. Then prefill. A
-candidate's score is the geometric mean, over the points, of its time against the best at that point: no
-point decides alone. Kernels are compiled ahead in several processes, which Triton's cache on the disk
-brings together.
+Decode first: the tiles, then with the best of them how many splits are wanted (attention/triton.py), and
+programmatic dependent launch; over requests of one length, and of many, as they are in service. Then
+prefill. A candidate's score is the geometric mean, over the points, of its time against the best
+candidate's at that point: no point decides alone. Other backends that are installed stand below, at the
+same points. Kernels are compiled ahead in several processes, which Triton's cache on the disk brings
+together.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,8 +22,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from chitu_like.attention.triton import WAVES, TritonBackend
-from chitu_like.bench.attention_case import attention_spec, attention_work
+from chitu_like.attention.base import AttentionBackend, attention_backends
+from chitu_like.bench.attention_candidates import (
+    Candidate,
+    decode_candidates,
+    prefill_candidates,
+    split_candidates,
+)
+from chitu_like.bench.attention_case import (
+    attention_kinds,
+    attention_spec,
+    attention_work,
+    planning_seconds,
+)
 from chitu_like.bench.device_timing import num_sets, seconds_per_call
 from chitu_like.bench.op_case import Setting
 from chitu_like.bench.ops import Sweep, settings
@@ -32,40 +43,15 @@ from chitu_like.bench.result_files import write_json
 from chitu_like.cli.command_line import Parser, positive_int
 from chitu_like.core.ending import DONE
 from chitu_like.core.errors import UnsupportedError
-from chitu_like.ops.attention_tiles import MIN_SIDE, Tile, Tiling, tiling_for
+from chitu_like.ops.attention_tiles import tiling_for
 from chitu_like.worker.device import device_facts
 
-DECODE_POINTS = ((1, 1024), (1, 8192), (8, 1024), (32, 1024), (32, 8192), (256, 1024))
-PROMPTS = (1024, 8192)
-NUM_BEST = 3  # decode tiles that get a second round
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A way to cut the kernels.
-
-    Attributes:
-        tiling: tiles of both; one of them is searched at a time.
-        waves: decode programs for each multiprocessor.
-        pdl: programmatic dependent launch.
-        fused_merge: the last split of a decode merges them all.
-    """
-
-    tiling: Tiling
-    waves: int = WAVES
-    pdl: bool = False
-    fused_merge: bool = False
-
-    def backend(self, at: Setting) -> TritonBackend:
-        """One that cuts so."""
-        device = torch.cuda.get_device_properties(at.device)
-        return TritonBackend(
-            attention_spec(at),
-            tiling=self.tiling,
-            num_programs=self.waves * device.multi_processor_count,
-            fused_merge=self.fused_merge,
-            pdl=self.pdl,
-        )
+DECODES = ((1, 1024), (8, 1024), (32, 1024), (256, 1024), (1, 8192), (32, 8192))
+UNEVEN_DECODES = (64, 128, 256)
+UNEVEN_CONTEXTS = (100, 1500)  # from, to
+PROMPTS = ((1, 1024), (8, 1024), (1, 8192))
+RIVALS = ("flashinfer", "xqa", "flash_attn")
+NUM_BEST = 2  # decode tiles that get a second round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,71 +72,88 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     facts = device_facts("auto")
     if facts.device != "cuda":
         raise UnsupportedError(f"{prog} wants a CUDA device, and torch sees none here")
-    console = Console(soft_wrap=True, highlight=False, width=120)
-    decodes = list(_points(options.model, decode=True))
-    prompts = list(_points(options.model, decode=False))
+    console = Console(soft_wrap=True, highlight=False, width=140)
+    decodes, prompts = _points(options.model)
     base = tiling_for(decodes[0].spec.head_dim, decodes[0].dtype)
-    first = search(decode_candidates(base), decodes, options.jobs)
-    second = [
-        Candidate(tiling=scored.candidate.tiling, waves=waves, pdl=pdl, fused_merge=fused_merge)
-        for scored in first[:NUM_BEST]
-        for waves, pdl, fused_merge in itertools.product(
-            (WAVES // 2, WAVES, 2 * WAVES), (False, True), (False, True)
-        )
-    ]
+    tiles, prefills = decode_candidates(base), prefill_candidates(base)
+    early = [replace(candidate, pdl=True) for candidate in tiles]
+    compile_ahead([(tiles + early, decodes), (prefills, prompts)], options.jobs)
+    first = search(tiles, decodes, _microseconds)
+    best = [scored.candidate for scored in first[:NUM_BEST]]
     found = {
-        "decode": first,
-        "decode, splits and early starts": search(second, decodes, options.jobs),
-        "prefill": search(prefill_candidates(base), prompts, options.jobs),
+        "decode": (first, decodes),
+        "decode, splits": (search(split_candidates(best), decodes, _microseconds), decodes),
+        "prefill": (search(prefills, prompts, _microseconds), prompts),
     }
-    for name, scored in found.items():
-        console.print(
-            _table(name, scored[: options.top], prompts if name == "prefill" else decodes)
-        )
+    rows = {}
+    for name, (scored, points) in found.items():
+        rivals = {} if name == "decode" else _rivals(points, console)
+        console.print(_table(name, scored[: options.top], rivals, points))
+        rows[name] = {"candidates": [asdict(one) for one in scored], "others": rivals}
+    planning = [f"{planning_seconds(at, best[0].backend(at)) * 1e6:.1f}" for at in decodes]
+    console.print(f"planning a step of decodes at these points, microseconds: {' '.join(planning)}")
     if options.json is not None:
         origin = asdict(provenance(prog, arguments, facts))
-        rows = {name: [asdict(one) for one in scored] for name, scored in found.items()}
         write_json(options.json, {"benchmark": "attention_tuning", **origin, **rows})
     return DONE
 
 
-def decode_candidates(base: Tiling) -> list[Candidate]:
-    """Decode tiles worth measuring; the table's own first."""
-    tiles = [base.decode]
-    for keys, num_warps, num_stages in itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4)):
-        tiles.append(Tile(rows=MIN_SIDE, keys=keys, num_warps=num_warps, num_stages=num_stages))
+def compile_ahead(
+    searches: Sequence[tuple[Sequence[Candidate], Sequence[Setting]]], num_jobs: int
+) -> None:
+    """Compile what searches will launch.
+
+    Args:
+        searches: candidates, and the points where they will be timed.
+        num_jobs: processes.
+    """
+    with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
+        futures = [
+            pool.submit(_compile, candidate, at)
+            for candidates, points in searches
+            for at in _few_and_many(points)
+            for candidate in candidates
+        ]
+        for future in futures:
+            future.result()
+
+
+def _few_and_many(points: Sequence[Setting]) -> list[Setting]:
+    """Kernels are the same for some numbers of requests, and for all lengths."""
+    by_size = sorted(points, key=lambda at: at.num_reqs)
     return [
-        Candidate(tiling=Tiling(decode=tile, prefill=base.prefill)) for tile in dict.fromkeys(tiles)
+        replace(at, context=64, query_len=1 if at.is_decode else 64, shortest=None)
+        for at in (by_size[0], by_size[-1])
     ]
 
 
-def prefill_candidates(base: Tiling) -> list[Candidate]:
-    """Prefill tiles worth measuring; the table's own first."""
-    tiles = [base.prefill]
-    shapes = itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))
-    for rows, keys, num_warps, num_stages in shapes:
-        tiles.append(Tile(rows=rows, keys=keys, num_warps=num_warps, num_stages=num_stages))
-    return [
-        Candidate(tiling=Tiling(decode=base.decode, prefill=tile)) for tile in dict.fromkeys(tiles)
-    ]
+def _compile(candidate: Candidate, at: Setting) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    with contextlib.suppress(OutOfResources):  # the search finds that out too
+        attention_work(at, candidate.backend(at)).fresh()()
 
 
 def search(
-    candidates: Sequence[Candidate], points: Sequence[Setting], num_jobs: int
+    candidates: Sequence[Candidate],
+    points: Sequence[Setting],
+    time: Callable[[Setting, AttentionBackend], float],
 ) -> list[Scored]:
     """Time candidates, the best first.
 
     Args:
         candidates: to time.
         points: where.
-        num_jobs: processes that compile.
+        time: microseconds of a backend at a point, inf where the device has no room for its tiles.
     """
-    with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
-        runs = list(pool.map(partial(compiles, points=points), candidates))
-    times = [
-        tuple(_microseconds(candidate, at) if is_good else math.inf for at in points)
-        for candidate, is_good in zip(candidates, runs, strict=True)
-    ]
+    times = []
+    known: dict[Hashable, float] = {}
+    for candidate in candidates:
+        for place, at in enumerate(points):
+            key = place, candidate.work(at)
+            if key not in known:
+                known[key] = time(at, candidate.backend(at))
+        times.append(tuple(known[place, candidate.work(at)] for place, at in enumerate(points)))
     return ranked(candidates, times)
 
 
@@ -170,43 +173,51 @@ def ranked(candidates: Sequence[Candidate], times: Sequence[tuple[float, ...]]) 
     return sorted(found, key=lambda scored: scored.score)
 
 
-def compiles(candidate: Candidate, points: Sequence[Setting]) -> bool:
-    """Run once at each point, which compiles; False where the device has no room for the tile."""
+def _microseconds(at: Setting, backend: AttentionBackend) -> float:
     from triton.runtime.errors import OutOfResources
 
-    try:
-        for at in points:
-            attention_work(at, candidate.backend(at)).fresh()()
-        torch.cuda.synchronize()
-    except OutOfResources:
-        return False
-    finally:
-        torch.cuda.empty_cache()
-    return True
-
-
-def _microseconds(candidate: Candidate, at: Setting) -> float:
-    work = attention_work(at, candidate.backend(at))
+    work = attention_work(at, backend)
     calls = [work.fresh() for _ in range(num_sets(work.streamed_bytes, at.device))]
-    return seconds_per_call(calls, at.device, in_graph=work.in_graph) * 1e6
+    try:
+        return seconds_per_call(calls, at.device, in_graph=work.in_graph) * 1e6
+    except OutOfResources:
+        return math.inf
 
 
-def _points(model: str, *, decode: bool) -> Iterator[Setting]:
-    device, dtype = torch.device("cuda"), torch.bfloat16
-    batches = sorted({batch for batch, _ in DECODE_POINTS})
-    contexts = sorted({context for _, context in DECODE_POINTS})
-    sweep = Sweep(models=(model,), batches=batches, contexts=contexts, prompts=PROMPTS)
-    for at in settings(model, sweep, device, dtype, 16):
-        is_wanted = not at.is_decode or (at.num_reqs, at.context) in DECODE_POINTS
-        if at.is_decode == decode and is_wanted:
-            yield at
+def _rivals(points: Sequence[Setting], console: Console) -> dict[str, tuple[float, ...]]:
+    """Microseconds of other backends at the points, inf where they fail; that is printed."""
+
+    def time(name: str, at: Setting) -> float:
+        try:
+            return _microseconds(at, attention_backends.get(name)(attention_spec(at)))
+        except Exception as error:  # another's kernel must not cost ours their table
+            console.print(f"FAILED: {name}, {_label(at)}: {error!r:.300}", markup=False)
+            return math.inf
+
+    names = [name for name in RIVALS if name in attention_kinds(points[0])]
+    return {name: tuple(time(name, at) for at in points) for name in names}
+
+
+def _points(model: str) -> tuple[list[Setting], list[Setting]]:
+    """Decodes, and prompts."""
+    sweep = Sweep(models=(model,), batches=(1,), contexts=(1,), prompts=(1,))
+    decode, prompt = settings(model, sweep, torch.device("cuda"), torch.bfloat16, 16)
+    shortest, longest = UNEVEN_CONTEXTS
+    even = [replace(decode, num_reqs=n, context=context) for n, context in DECODES]
+    uneven = [
+        replace(decode, num_reqs=n, context=longest, shortest=shortest) for n in UNEVEN_DECODES
+    ]
+    prompts = [
+        replace(prompt, num_reqs=n, query_len=length, context=length) for n, length in PROMPTS
+    ]
+    return even + uneven, prompts
 
 
 def _parser(prog: str) -> Parser:
     parser = Parser(
         prog,
         "Search tiles of the paged attention kernels on this CUDA device, in bfloat16, for a "
-        "model's heads. What is best belongs into ops/attention_tiles.py.",
+        "model's heads. What is best belongs into ops/attention_tiles.py and attention/triton.py.",
         [f"{prog} --model llama-3-8b --json tiles.json"],
     )
     parser.add_argument("--model", default="llama-3-8b", metavar="NAME", help="of config/models")
@@ -216,20 +227,35 @@ def _parser(prog: str) -> Parser:
     return parser
 
 
-def _table(name: str, found: Sequence[Scored], points: Sequence[Setting]) -> Table:
+def _label(at: Setting) -> str:
+    context = f"{at.context}" if at.shortest is None else f"{at.shortest}..{at.context}"
+    return f"{at.num_reqs} x {context}"
+
+
+def _table(
+    name: str,
+    found: Sequence[Scored],
+    rivals: dict[str, tuple[float, ...]],
+    points: Sequence[Setting],
+) -> Table:
     table = Table(title=f"{name}, microseconds", title_justify="left")
     table.add_column("tile", no_wrap=True)
     for at in points:
-        label = f"{at.num_reqs} x {at.context}" if at.is_decode else f"prompt {at.context}"
-        table.add_column(label, justify="right")
+        table.add_column(_label(at), justify="right")
     table.add_column("score", justify="right")
+    for row in _rows(found, is_decode=points[0].is_decode):
+        table.add_row(*row)
+    for rival, microseconds in rivals.items():
+        table.add_row(rival, *(f"{time:.1f}" for time in microseconds), "")
+    return table
+
+
+def _rows(found: Sequence[Scored], *, is_decode: bool) -> Iterator[list[str]]:
     for one in found:
         candidate = one.candidate
-        tile = candidate.tiling.prefill if name == "prefill" else candidate.tiling.decode
+        tile = candidate.tiling.decode if is_decode else candidate.tiling.prefill
         words = f"{tile.rows}x{tile.keys} {tile.num_warps}w {tile.num_stages}s"
-        if name != "prefill":
-            words += f" waves {candidate.waves}{' pdl' if candidate.pdl else ''}"
-            words += " fused" if candidate.fused_merge else ""
-        times = [f"{microseconds:.1f}" for microseconds in one.microseconds]
-        table.add_row(words, *times, f"{one.score:.3f}")
-    return table
+        if is_decode:
+            splits = f"{candidate.splits_per_request:g} a request"
+            words += f" waves {candidate.waves}, {splits}{' pdl' if candidate.pdl else ''}"
+        yield [words, *(f"{time:.1f}" for time in one.microseconds), f"{one.score:.3f}"]

@@ -31,6 +31,7 @@ class Setting:
         num_reqs: requests of the batch.
         query_len: tokens of each in this step: 1 for decodes.
         context: tokens each has in the cache, this step's included.
+        shortest: of decodes whose contexts are anything from this to `context`; None: all are alike.
         is_first_context: no other point of the sweep has the same tokens and comes before.
         block_size: tokens a KV block.
         device: that computes.
@@ -46,6 +47,7 @@ class Setting:
     block_size: int
     device: torch.device
     dtype: torch.dtype
+    shortest: int | None = None
 
     @property
     def num_tokens(self) -> int:

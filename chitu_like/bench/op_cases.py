@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from chitu_like.bench.attention_case import ATTENTION
+from chitu_like.bench.attention_case import ATTENTION, UNEVEN_ATTENTION
 from chitu_like.bench.device_timing import Call
 from chitu_like.bench.op_case import Case, Describe, OpWork, Setting, Work, op_case
 from chitu_like.core.rope_spec import RopeSpec
@@ -124,7 +124,9 @@ def _decode_inputs(at: Setting) -> OpWork:
     return OpWork(arguments=arguments, num_bytes=num_reqs * (8 * max_blocks + 48))
 
 
-def _draw(*, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Describe:
+def _draw(
+    *, temperature: float, top_k: int = 0, top_p: float = 1.0, is_flat: bool = False
+) -> Describe:
     """Sampling with the same parameters in every row; greedy at temperature 0."""
     row = pack_params(seed=7, temperature=temperature, top_k=top_k, top_p=top_p, min_p=0.0)
 
@@ -132,7 +134,9 @@ def _draw(*, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Describe
         def arguments() -> tuple[object, ...]:
             slots = torch.arange(at.num_reqs, device=at.device)
             params = torch.from_numpy(row).to(at.device).repeat(at.num_reqs, 1)
-            logits = 4 * at.random(at.num_reqs, at.spec.vocab_size)  # a few thousand in the nucleus
+            logits = at.random(at.num_reqs, at.spec.vocab_size)
+            if not is_flat:
+                _raise_peaks(logits)
             return logits, params, slots, slots.clone(), torch.zeros_like(slots)
 
         return OpWork(
@@ -142,6 +146,15 @@ def _draw(*, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Describe
         )
 
     return describe
+
+
+def _raise_peaks(logits: torch.Tensor) -> None:
+    """Normal logits become like a trained model's: some tens of tokens hold most probability."""
+    vocab_size = logits.shape[1]
+    num_peaks = min(64, vocab_size)
+    peaks = torch.arange(num_peaks, device=logits.device) * (vocab_size // num_peaks)
+    logits *= 2
+    logits[:, peaks] += torch.linspace(20, 8, num_peaks, device=logits.device).to(logits.dtype)
 
 
 def _linear(name: str) -> Case:
@@ -215,9 +228,11 @@ CASES: tuple[Case, ...] = (
             ("draw_greedy", _draw(temperature=0.0)),
             ("draw", _draw(temperature=1.0)),
             ("draw_top_k", _draw(temperature=1.0, top_k=50)),
-            ("draw_top_p", _draw(temperature=1.0, top_p=0.9)),
+            ("draw_top_p", _draw(temperature=1.0, top_p=0.95)),
+            ("draw_top_p_flat", _draw(temperature=1.0, top_p=0.95, is_flat=True)),
         )
     ),
     *(map(_linear, ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"))),
     ATTENTION,
+    UNEVEN_ATTENTION,
 )

@@ -18,6 +18,7 @@ from chitu_like.attention.base import AttentionSpec, ForwardBatch, LayerKVCache
 from chitu_like.attention.ref import RefBackend
 from chitu_like.attention.triton import TritonBackend
 from chitu_like.ops.attention_tiles import Tile, Tiling
+from chitu_like.ops.triton import paged_decode
 from chitu_like.ops.triton.paged_attention import is_interpreted
 
 DEVICE = torch.device("cpu" if is_interpreted() else "cuda")
@@ -44,12 +45,13 @@ def make_spec(
     head_dim: int = 16,
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    windows: tuple[int | None, ...] = WINDOWS,
 ) -> AttentionSpec:
     return AttentionSpec(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        windows=WINDOWS,
+        windows=windows,
         block_size=block_size,
         dtype=dtype,
         device=DEVICE,
@@ -105,15 +107,13 @@ def check(
     requests: Requests,
     *,
     windows: tuple[int | None, ...] = (None,),
-    num_splits: int = 4,
-    fused_merge: bool = False,
+    num_splits: float = 4,
     tiling: Tiling | None = TILING,
     num_decodes: int | None = None,
 ) -> None:
     """Compare with `ref`, which is given zeros for NaN: it reads whole blocks."""
     batch, q = make_batch(spec, requests, num_decodes)
-    num_programs = num_splits * batch.num_decodes * spec.num_kv_heads
-    backend = TritonBackend(spec, tiling=tiling, num_programs=num_programs, fused_merge=fused_merge)
+    backend = TritonBackend(spec, tiling=tiling, num_programs=1, splits_per_request=num_splits)
     ref = RefBackend(spec)
     metadata = backend.plan(batch)
     kept = q.clone()
@@ -139,14 +139,27 @@ def test_a_mixed_batch_is_attended_as_ref_does() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fused_merge", [False, True])
-@pytest.mark.parametrize(("block_size", "num_splits"), [(1, 4), (16, 1), (24, 8), (128, 2)])
+@pytest.mark.parametrize(("block_size", "num_splits"), [(1, 4), (16, 0.5), (24, 8), (128, 2)])
 @pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES)
 def test_any_block_size_window_and_number_of_splits(
-    requests: Requests, block_size: int, num_splits: int, fused_merge: bool
+    requests: Requests, block_size: int, num_splits: float
 ) -> None:
     spec = make_spec(3, 1, head_dim=8, block_size=block_size)
-    check(spec, requests, windows=WINDOWS, num_splits=num_splits, fused_merge=fused_merge)
+    check(spec, requests, windows=WINDOWS, num_splits=num_splits)
+
+
+@pytest.mark.slow
+def test_a_request_may_have_more_splits_than_are_merged_at_once() -> None:
+    check(make_spec(), [(1, 3), (1, 40 * TILE.keys - 5), (1, 90)], num_splits=15)
+
+
+@pytest.mark.slow
+def test_of_many_requests_the_heads_of_a_group_are_merged_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(paged_decode, "FEW_MERGES", 1)
+    for num_heads, num_kv_heads in ((6, 2), (8, 2), (5, 5)):
+        check(make_spec(num_heads, num_kv_heads), BATCHES["uneven decodes"], windows=WINDOWS)
 
 
 @pytest.mark.slow
@@ -162,7 +175,7 @@ def test_any_grouping_and_dtype(num_heads: int, num_kv_heads: int, dtype: torch.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 def test_the_tiles_of_the_table_serve_their_head_dims(head_dim: int, dtype: torch.dtype) -> None:
-    spec = make_spec(4, 2, head_dim, dtype=dtype)
+    spec = make_spec(4, 2, head_dim, dtype=dtype, windows=(None, 70))
     requests = [(1, 300), (1, 64), (40, 40), (70, 200)]
     check(spec, requests, windows=(None, 70), num_splits=2, tiling=None)
 
@@ -176,6 +189,7 @@ def test_random_batches() -> None:
             num_kv_heads,
             random.choice((4, 16, 20)),
             random.choice((1, 8, 16, 32, 100)),
+            windows=(None, random.randint(1, 60)),
         )
         requests = [(1, random.randint(1, 150)) for _ in range(random.randint(0, 3))]
         for _ in range(random.randint(0 if requests else 1, 2)):
@@ -185,8 +199,8 @@ def test_random_batches() -> None:
         check(
             spec,
             requests,
-            windows=(None, random.randint(1, 60)),
-            num_splits=random.randint(1, 8),
+            windows=tuple(spec.windows),
+            num_splits=random.choice((0.3, 1, 2, 8)),
             num_decodes=num_decodes,
         )
 
@@ -217,23 +231,15 @@ def test_a_request_without_context_gets_zeros_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_programs", "split_tokens", "fused_merge", "as_chunks"),
+    ("num_programs", "split_tokens", "as_chunks"),
     [
-        (16, 0, False, False),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                (16, 0, True, False),
-                (1, 0, True, False),
-                (1, 32, False, False),
-                (1, 32, True, False),
-                (1, 0, False, True),
-            )
-        ),
+        (16, 0, False),
+        pytest.param(1, 32, False, marks=pytest.mark.slow),
+        pytest.param(1, 0, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
-    num_programs: int, split_tokens: int, fused_merge: bool, as_chunks: bool
+    num_programs: int, split_tokens: int, as_chunks: bool
 ) -> None:
     """The last row is padding: one token, in block 0. On a CUDA device the capture is a real one."""
     spec = make_spec()
@@ -243,7 +249,6 @@ def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
         num_programs=num_programs,
         split_tokens=split_tokens,
         decodes_as_chunks=as_chunks,
-        fused_merge=fused_merge,
     )
     batch, q = make_batch(spec, [(1, 90), (1, 70), (1, 33), (1, 1)])
     cache = LayerKVCache(*(part.nan_to_num() for part in batch.kv_caches[0]))
@@ -275,15 +280,14 @@ def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter launches nothing early")
-@pytest.mark.parametrize("fused_merge", [False, True])
-def test_kernels_that_start_early_compute_the_same(fused_merge: bool) -> None:
+def test_kernels_that_start_early_compute_the_same() -> None:
     """Layer after layer in one graph, each of which reads what the one before wrote."""
     spec = make_spec(32, 8, head_dim=128, dtype=torch.bfloat16)
     batch, q = make_batch(spec, [(1, random.randint(1, 3000)) for _ in range(4)])
 
     def layers(pdl: bool) -> Tensor:
-        backend = TritonBackend(spec, fused_merge=fused_merge, pdl=pdl)
-        plan = backend.plan_capture(batch)
+        backend = TritonBackend(spec, pdl=pdl)
+        plan = backend.plan(batch)
 
         def run() -> Tensor:
             hidden = q

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from chitu_like.bench import device_timing
+from chitu_like.bench.attention_case import context_lens
 from chitu_like.bench.op_case import Case, Setting, Work
 from chitu_like.bench.op_cases import CASES
 from chitu_like.bench.ops import DEFAULTS, Sweep, run, select_cases, settings
@@ -67,6 +69,16 @@ def test_attention_counts_the_pairs_of_a_causal_prompt_and_of_a_decode() -> None
     width = 4 * decode.q_size
     assert attention.make(decode, "ref").num_flops == 3 * 40 * width
     assert attention.make(prompt, "ref").num_flops == 17 * 18 // 2 * width
+
+
+def test_uneven_attention_counts_what_its_requests_have() -> None:
+    uneven = select_cases(["attention_uneven"])[0]
+    decode = tiny_settings("cpu")[0]
+    width, lens = 4 * decode.q_size, context_lens(replace(decode, shortest=3))
+    work = uneven.make(decode, "ref")
+    assert 9 <= sum(lens) < 3 * 40
+    assert work.num_flops == sum(lens) * width
+    work.fresh()()
 
 
 def test_a_matrix_is_read_from_memory_and_its_input_is_not() -> None:

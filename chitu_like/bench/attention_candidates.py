@@ -1,0 +1,95 @@
+"""Ways to cut the paged attention kernels that attention_tuning.py tries."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from chitu_like.attention.triton import SPLITS_PER_REQUEST, WAVES, TritonBackend, wanted_splits
+from chitu_like.bench.attention_case import attention_spec
+from chitu_like.bench.op_case import Setting
+from chitu_like.ops.attention_tiles import MIN_SIDE, Tile, Tiling
+
+DECODE_TILES = ((64, 2, 2), (64, 4, 2), (64, 2, 3), (64, 4, 5), (32, 2, 3), (32, 2, 5), (128, 4, 2))
+"""Keys, warps, stages. Block ids are a load before keys and values, so that Triton keeps a second tile
+of these in flight from 5 stages on."""
+PREFILL_TILES = (
+    *((128, 128, 8, num_stages) for num_stages in (2, 3, 4)),
+    *((128, 64, num_warps, num_stages) for num_warps in (4, 8) for num_stages in (2, 3, 4)),
+    *((64, 64, 4, num_stages) for num_stages in (2, 3, 4)),
+    (64, 128, 4, 2),
+)
+"""Rows, keys, warps, stages."""
+ALL_WAVES = (1, 2, 3, 4)
+ALL_SPLITS_PER_REQUEST = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A way to cut the kernels.
+
+    Attributes:
+        tiling: tiles of both; one of them is searched at a time.
+        waves: decode programs for each multiprocessor.
+        splits_per_request: of decodes of many requests.
+        pdl: programmatic dependent launch.
+    """
+
+    tiling: Tiling
+    waves: int = WAVES
+    splits_per_request: float = SPLITS_PER_REQUEST
+    pdl: bool = False
+
+    def backend(self, at: Setting) -> TritonBackend:
+        """One that cuts so."""
+        return TritonBackend(
+            attention_spec(at),
+            tiling=self.tiling,
+            num_programs=self._num_programs(at),
+            splits_per_request=self.splits_per_request,
+            pdl=self.pdl,
+        )
+
+    def work(self, at: Setting) -> Hashable:
+        """What decides its time at a point: candidates that share it need one measurement."""
+        splits = None
+        if at.is_decode:
+            kv_heads = at.spec.num_kv_heads
+            per_request = self.splits_per_request
+            splits = wanted_splits(at.num_reqs, kv_heads, self._num_programs(at), per_request)
+        return self.tiling, self.pdl, splits
+
+    def _num_programs(self, at: Setting) -> int:
+        return self.waves * torch.cuda.get_device_properties(at.device).multi_processor_count
+
+
+def decode_candidates(base: Tiling) -> list[Candidate]:
+    """Decode tiles worth measuring; the table's own first."""
+    tiles = [base.decode]
+    for keys, num_warps, num_stages in DECODE_TILES:
+        tiles.append(Tile(rows=MIN_SIDE, keys=keys, num_warps=num_warps, num_stages=num_stages))
+    return [
+        Candidate(tiling=Tiling(decode=tile, prefill=base.prefill)) for tile in dict.fromkeys(tiles)
+    ]
+
+
+def split_candidates(best: Sequence[Candidate]) -> list[Candidate]:
+    """The best decode tiles with all numbers of splits and kinds of launches."""
+    choices = itertools.product(best, ALL_WAVES, ALL_SPLITS_PER_REQUEST, (False, True))
+    return [
+        replace(candidate, waves=waves, splits_per_request=per_request, pdl=pdl)
+        for candidate, waves, per_request, pdl in choices
+    ]
+
+
+def prefill_candidates(base: Tiling) -> list[Candidate]:
+    """Prefill tiles worth measuring; the table's own first."""
+    tiles = [base.prefill]
+    for rows, keys, num_warps, num_stages in PREFILL_TILES:
+        tiles.append(Tile(rows=rows, keys=keys, num_warps=num_warps, num_stages=num_stages))
+    return [
+        Candidate(tiling=Tiling(decode=base.decode, prefill=tile)) for tile in dict.fromkeys(tiles)
+    ]
