@@ -25,7 +25,7 @@ from chitu_like.ops.sampling import (
 from chitu_like.ops.upload import upload
 
 SOUND_LOGIT = 1e30
-"""What replaces an infinite logit: finite in float32 after any penalty or temperature."""
+"""The largest logit, and without its sign the smallest: finite after any penalty or temperature."""
 
 NUM_PARAMS = 8
 """Width of the table: those below, and one that is free."""
@@ -86,7 +86,7 @@ def draw_tokens(
     """
     best = logits.max(dim=-1)
     is_unsound = ~best.values.isfinite()
-    if logits.device.type != "cpu" or is_unsound.any():
+    if logits.device.type != "cpu" or not (best.values.abs() <= SOUND_LOGIT).all():
         logits = make_sound(logits)
         best = logits.max(dim=-1)
     token_ids = best.indices
@@ -104,8 +104,8 @@ draw_tokens_op = Op("draw_tokens", draw_tokens)
 
 
 def make_sound(logits: Tensor) -> Tensor:
-    """[num_rows, vocab_size] float32 without NaN or infinity."""
-    return torch.nan_to_num(logits.float(), -SOUND_LOGIT, SOUND_LOGIT, -SOUND_LOGIT)
+    """[num_rows, vocab_size] float32 within SOUND_LOGIT; a NaN is as small as can be."""
+    return torch.nan_to_num(logits.float(), -SOUND_LOGIT).clamp_(-SOUND_LOGIT, SOUND_LOGIT)
 
 
 def _draw(logits: Tensor, params: NDArray[np.int32], positions: NDArray[np.int64]) -> Tensor:

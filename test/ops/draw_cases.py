@@ -18,14 +18,19 @@ from torch import Tensor
 
 from chitu_like.ops import draw, sampling
 from chitu_like.ops.triton import draw as twin
-from chitu_like.ops.triton.gumbel import gumbel_noise, noise_bits, noise_keys
+from chitu_like.ops.triton.draw_tiling import DrawTiling, tiling_for
+from chitu_like.ops.triton.gumbel import gumbel_noise, may_win, noise_bits, noise_keys
 from chitu_like.ops.triton.truncation import WEIGHT_UNITS, last_kept_key, load_limits
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 # Several tiles of few tokens, as an interpreter can walk; lists that hold all candidates, and not.
-SMALL = twin.DrawTiling(tile=64, capacity=128, chunk=64)
-OVERFULL = twin.DrawTiling(tile=64, capacity=8, chunk=128)
+SMALL = DrawTiling(
+    tile=64, part=64, step=32, num_warps=1, group=8, capacity=128, chunk=64, sample=32
+)
+OVERFULL = DrawTiling(
+    tile=32, part=128, step=64, num_warps=1, group=4, capacity=8, chunk=128, sample=16
+)
 SLACK = 1e-6  # of top_p: beyond it, float32 sums decide alike
 
 Row = dict[str, float]
@@ -98,9 +103,7 @@ def expected_tokens(
     return tokens
 
 
-def check(
-    logits: Tensor, rows: list[Row], tiling: twin.DrawTiling = SMALL, position: int = 0
-) -> None:
+def check(logits: Tensor, rows: list[Row], tiling: DrawTiling = SMALL, position: int = 0) -> None:
     """Draw for each of `rows`, and compare."""
     params, count = pack(rows), len(rows)
     logits = logits.to(DEVICE)
@@ -148,6 +151,32 @@ def test_noise_has_the_bits_of_the_reference(seed: int, position: int) -> None:
     torch.testing.assert_close(noise, reference, rtol=1e-6, atol=1e-6)
 
 
+@triton.jit
+def _may_win_kernel(params, scores, margin, noise, may, COUNT: tl.constexpr):
+    token_ids = tl.arange(0, COUNT)
+    key0, key1 = noise_keys(params, tl.full((), 5, tl.int64))
+    drawn = gumbel_noise(token_ids, key0, key1)
+    floor = drawn + tl.load(scores + token_ids) + margin
+    tl.store(noise + token_ids, drawn)
+    won = may_win(token_ids, tl.load(scores + token_ids), floor, key0, key1)
+    tl.store(may + token_ids, won.to(tl.int32))
+
+
+@pytest.mark.parametrize("seed", [1, 2**63 + 5])
+def test_what_reaches_a_score_may_win_and_what_falls_short_of_it_does_not(seed: int) -> None:
+    count = 1 << 14
+    row = draw.pack_params(seed=seed, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+    params, noise = torch.from_numpy(row).to(DEVICE), torch.empty(count, device=DEVICE)
+    scores = -20 * torch.rand(count, device=DEVICE)
+    may = torch.empty(count, dtype=torch.int32, device=DEVICE)
+    _may_win_kernel[(1,)](params, scores, 0.0, noise, may, COUNT=count)
+    assert may.all()
+    _may_win_kernel[(1,)](params, scores, 0.1, noise, may, COUNT=count)
+    is_large = noise > 4.0  # where 1 - uniform is nearly -log(uniform)
+    assert is_large.sum() > 100
+    assert not may[is_large].any()
+
+
 # Truncation
 
 
@@ -160,7 +189,7 @@ def _threshold_kernel(logits, params, last, vocab_size, CHUNK: tl.constexpr, BLO
     total = tl.sum(tl.exp(-tl.div_rn(best - row, temperature)), 0)
     key = last_kept_key(
         logits, params, 0, vocab_size, best, temperature, top_k, top_p, min_p_key,
-        (total * WEIGHT_UNITS).to(tl.int64), CHUNK,
+        (total * WEIGHT_UNITS).to(tl.int64), 0, CHUNK,
     )  # fmt: skip
     tl.store(last, key)
 
@@ -222,6 +251,8 @@ def test_rows_whose_candidates_do_not_fit_are_searched_whole() -> None:
     rows: list[Row] = [{"top_k": 30}, {"top_p": 0.9}, {"min_p": 0.001}, {"top_k": 3}]
     # The best tokens stand last, and are more than 8 but far from all.
     check((torch.randn(4, 150) * 3).sort().values, rows, OVERFULL)
+    equal: list[Row] = [{"top_p": 0.5}, {"top_k": 140}, {"top_k": 140, "top_p": 0.3}]
+    check(torch.full((3, 150), 2.0), equal, OVERFULL)
 
 
 @pytest.mark.slow
@@ -236,7 +267,7 @@ def test_rows_whose_candidates_do_not_fit_are_searched_whole() -> None:
     ids=str,
 )
 def test_every_combination_draws_the_reference_tokens(
-    tiling: twin.DrawTiling, dtype: torch.dtype, spread: float
+    tiling: DrawTiling, dtype: torch.dtype, spread: float
 ) -> None:
     check((torch.randn(len(ROWS), 211) * spread).to(dtype), ROWS, tiling, position=99)
 
@@ -329,7 +360,7 @@ def test_real_sizes_draw_the_reference_tokens(
 ) -> None:
     rows = [ROWS[(i * 5 + 13) % len(ROWS)] for i in range(num_rows)]
     logits = torch.randn(num_rows, 151_936, device=DEVICE) * spread
-    check(logits.to(dtype), rows, twin.TILING, position=2**20)
+    check(logits.to(dtype), rows, tiling_for(num_rows), position=2**20)
 
 
 @pytest.mark.gpu

@@ -5,9 +5,10 @@ import torch
 from compiled import compile_launches
 
 from chitu_like.ops.draw import NUM_PARAMS
-from chitu_like.ops.triton.draw import TILING, DrawTiling, draw_tokens
+from chitu_like.ops.triton.draw import draw_tokens
+from chitu_like.ops.triton.draw_tiling import FEW_ROWS, MANY_ROWS, SOME_ROWS, DrawTiling
 
-TILINGS = [TILING, DrawTiling(tile=2048, chunk=4096)]
+TILINGS = [FEW_ROWS, SOME_ROWS, MANY_ROWS]
 
 
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
@@ -22,8 +23,9 @@ def test_the_kernels_spill_nothing_and_round_as_the_reference_does(
     kernels = compile_launches(
         lambda: draw_tokens(logits, params, empty(2), empty(2), empty(9), tiling)
     )
-    assert len(kernels) == 3
+    assert len(kernels) == 4
     for kernel in kernels:
         assert kernel.spill_bytes == 0, kernel.name
-        assert "div.rn.f32" in kernel.ptx, kernel.name
+        # What the scan sums is no more than a guide.
+        assert ("div.rn.f32" in kernel.ptx) == (kernel.name != "scan_kernel"), kernel.name
         assert "lg2.approx" not in kernel.ptx, kernel.name

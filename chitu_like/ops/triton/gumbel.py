@@ -4,6 +4,9 @@ Keys, hashes and uniform numbers are the reference's integers, bit for bit. `tl.
 device library's logarithm, like torch's on CUDA. (An approximate one, such as lg2.approx, would be
 useless near 1, where large noise comes from.) Libraries and devices may differ in a logarithm's last
 bit, and so in a token, but only where two sums of score and noise lie within 1e-5 of each other.
+
+Two logarithms a token are most of the work where a whole vocabulary may be drawn. `may_win` spares
+them: once a sum of score and noise is known that somebody reaches, few tokens can reach it too.
 """
 
 from __future__ import annotations
@@ -68,3 +71,24 @@ def gumbel_noise(token_ids, key0, key1):
     """Noise of each token, float32; arguments of `noise_bits`."""
     uniform = ((noise_bits(token_ids, key0, key1) >> 9).to(tl.float32) + 0.5) * 2.0**-23
     return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def may_win(token_ids, scores, floor, key0, key1):
+    """Whether score and noise of each token may come to `floor`; false only where they do not.
+
+    noise >= x means -log(uniform) <= exp(-x), and -log(uniform) is at least 1 - uniform. So it takes
+    no logarithm to see of most tokens that they lose. What errors of rounding there are, in scores,
+    noise and powers, is less than the thousandth, and the two units of the sum, that are added.
+
+    Args:
+        token_ids: int32.
+        scores: float32, at most 0, right to 1e-4 where above -20.
+        floor: a sum of score and noise, float32.
+        key0: of `noise_keys`.
+        key1: of `noise_keys`.
+    """
+    # 1 + (1 - uniform), to half a unit, put together from the bits.
+    bits = (noise_bits(token_ids, key0, key1) ^ 0xFFFFFFFF) >> 9
+    above = (bits | 0x3F800000).to(tl.float32, bitcast=True)
+    return above <= 1.0 + 2.0**-21 + 1.001 * tl.exp2((scores - floor) * 1.4426950408889634)

@@ -25,7 +25,7 @@ NO_KEY = tl.constexpr(0x7FFFFFFF)
 WEIGHT_UNITS = tl.constexpr(float(2**40))
 """Of weight 1, the best token's: a row of a million tokens stays below 2**63."""
 
-_SOUND_LOGIT = tl.constexpr(draw.SOUND_LOGIT)
+SOUND_LOGIT = tl.constexpr(draw.SOUND_LOGIT)
 _TEMPERATURE, _TOP_K = tl.constexpr(draw.TEMPERATURE), tl.constexpr(draw.TOP_K)
 _TOP_P, _LOG_MIN_P = tl.constexpr(draw.TOP_P), tl.constexpr(draw.LOG_MIN_P)
 
@@ -44,11 +44,20 @@ def load_limits(row_params, vocab_size):
 
 @triton.jit
 def make_sound(logits):
-    """Float32 without NaN or infinity, like make_sound of ops/draw.py."""
-    logits = logits.to(tl.float32)
-    is_lowest = (logits != logits) | (logits == float("-inf"))
-    logits = tl.where(logits == float("inf"), _SOUND_LOGIT, logits)
-    return tl.where(is_lowest, -_SOUND_LOGIT, logits)
+    """Float32 without NaN or infinity, like make_sound of ops/draw.py: a NaN yields to a number."""
+    return tl.minimum(tl.maximum(logits.to(tl.float32), -SOUND_LOGIT), SOUND_LOGIT)
+
+
+@triton.jit
+def distance_of(sound, best, temperature):
+    """How far logits are from the best one, float32, 0 at least."""
+    return tl.div_rn(best - sound, temperature)
+
+
+@triton.jit
+def key_of(distance):
+    """Its bits, int32."""
+    return distance.to(tl.int32, bitcast=True)
 
 
 @triton.jit
@@ -65,12 +74,31 @@ def share_of(total, top_p):
 
 
 @triton.jit
+def append_tokens(listed, counter, is_listed, keys, token_ids, CAPACITY: tl.constexpr):
+    """Put tokens behind those that programs have listed before; what does not fit is only counted.
+
+    Args:
+        listed: [CAPACITY] int64, a token's key above its id.
+        counter: of the tokens, int32.
+        is_listed: which of the tokens, [tokens] bool.
+        keys: [tokens] int32.
+        token_ids: [tokens] int32.
+        CAPACITY: of the list.
+    """
+    number = is_listed.to(tl.int32)
+    start = tl.atomic_add(counter, tl.sum(number, 0), sem="relaxed")
+    at = start + tl.cumsum(number, 0) - 1
+    packed = (keys.to(tl.int64) << 32) | token_ids.to(tl.int64)
+    tl.store(listed + at, packed, mask=is_listed & (at < CAPACITY))
+
+
+@triton.jit
 def load_tokens(logits, listed, num_listed, start, count, best, temperature, CHUNK: tl.constexpr):
     """Token ids and keys of [CHUNK] tokens from `start` on; NO_KEY behind `count`.
 
     Args:
         logits: of the row, any float dtype.
-        listed: [num_listed] int32 token ids.
+        listed: of `append_tokens`.
         num_listed: `count`, or 0 where the row's first `count` tokens are meant.
         start: of the chunk.
         count: of tokens in all.
@@ -80,10 +108,12 @@ def load_tokens(logits, listed, num_listed, start, count, best, temperature, CHU
     """
     at = start + tl.arange(0, CHUNK)
     is_token = at < count
-    is_listed = at < num_listed
-    token_ids = tl.where(is_listed, tl.load(listed + at, mask=is_listed, other=0), at)
-    sound = make_sound(tl.load(logits + token_ids, mask=is_token, other=0.0))
-    keys = tl.div_rn(best - sound, temperature).to(tl.int32, bitcast=True)
+    if num_listed > 0:
+        packed = tl.load(listed + at, mask=is_token, other=0)
+        token_ids, keys = packed.to(tl.int32), (packed >> 32).to(tl.int32)
+    else:
+        sound = make_sound(tl.load(logits + at, mask=is_token, other=0.0))
+        token_ids, keys = at, key_of(distance_of(sound, best, temperature))
     return token_ids, tl.where(is_token, keys, NO_KEY)
 
 
@@ -122,6 +152,16 @@ def smallest_key_that_reaches(
 
 
 @triton.jit
+def count_up_to(last_key, logits, count, best, temperature, CHUNK: tl.constexpr):
+    """How many of the first `count` logits have a key up to last_key, int32."""
+    number = tl.zeros([CHUNK], tl.int32)
+    for start in range(0, count, CHUNK):
+        _, keys = load_tokens(logits, logits, 0, start, count, best, temperature, CHUNK)
+        number += ((keys <= last_key) & (keys < NO_KEY)).to(tl.int32)
+    return tl.sum(number, 0)
+
+
+@triton.jit
 def weight_of_best(
     top_k, last_key, logits, listed, num_listed, count, best, temperature, CHUNK: tl.constexpr
 ):
@@ -139,24 +179,27 @@ def weight_of_best(
 
 @triton.jit
 def last_kept_key(
-    logits, listed, num_listed, count, best, temperature, top_k, top_p, min_p_key, total,
+    logits, listed, num_listed, count, best, temperature, top_k, top_p, min_p_key, total, before,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The key of the smallest score that top_k, then top_p among those, then min_p keep.
 
-    The total is the weight of the whole row, in units; the rest as in `load_limits`, `load_tokens`.
+    `total` is the weight of the whole row, in units, for top_p without top_k. `before` is what the
+    tokens reach that are better than all of these: a number for top_k, units for top_p, 0 for both
+    at once. The rest as in `load_limits` and `load_tokens`.
     """
     last = tl.full((), LAST_KEY, tl.int32)
     if top_k > 0:
+        target = top_k.to(tl.int64) - before
         last = smallest_key_that_reaches(
-            top_k.to(tl.int64), logits, listed, num_listed, count, best, temperature, False, CHUNK
+            target, logits, listed, num_listed, count, best, temperature, False, CHUNK
         )
     if top_p < 1:
         if top_k > 0:
             total = weight_of_best(
                 top_k, last, logits, listed, num_listed, count, best, temperature, CHUNK
             )  # fmt: skip
-        target = share_of(total, top_p)
+        target = share_of(total, top_p) - before
         last = smallest_key_that_reaches(
             target, logits, listed, num_listed, count, best, temperature, True, CHUNK
         )
