@@ -111,6 +111,17 @@ def test_no_setting_changes_a_token(name: str, truth: dict[str, list[list[int]]]
         assert stats.kv_usage == 0.0
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*QUICK, "chunks of 16", "preempted by recomputing"])
+def test_steps_recorded_on_a_gpu_give_the_tokens_of_a_cpu(
+    name: str, truth: dict[str, list[list[int]]]
+):
+    keys = ("infer.device=cuda", "infer.attn_type=triton", "infer.use_cuda_graph=true")
+    with LLM(*overrides(*keys, *VARIANTS[name]), progress=False) as llm:
+        assert tokens_of(ask(llm, GREEDY, QUESTIONS)) == truth["greedy"]
+        assert tokens_of(ask(llm, GREEDY, QUESTIONS)) == truth["greedy"]  # now from the cache
+
+
 def test_streaming_gives_the_pieces_of_the_whole(plain: LLM, truth: dict[str, list[list[int]]]):
     prompt = plain.render_chat([{"role": "user", "content": QUESTIONS[1]}])
     whole = plain.generate(prompt, GREEDY)[0].outputs[0]
