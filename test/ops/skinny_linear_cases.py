@@ -106,7 +106,7 @@ class Case:
         assert found.squares is not None
         assert self.next_gain is not None
         values, squares = begin_norm(residual, self.next_gain)
-        torch.testing.assert_close(found.values, values, rtol=0, atol=0)
+        assert_op_close(found.values, values)
         torch.testing.assert_close(found.squares.sum(0), squares[0], rtol=1e-5, atol=1e-5)
 
     def check(self, tile: SkinnyTile) -> None:
@@ -199,7 +199,7 @@ REAL_SHAPES = [
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 16, 24, 64])
+@pytest.mark.parametrize("num_tokens", [1, 3, 16, 64])
 @pytest.mark.parametrize("shape", REAL_SHAPES, ids=str)
 def test_every_candidate_at_the_sizes_of_real_models(
     shape: tuple[int, int], num_tokens: int
