@@ -29,6 +29,7 @@ from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.worker.kv_pool import KVPool
 from chitu_like.worker.mixed_steps import MOST_TOKENS, MixedSteps, most_tokens, token_sizes
 from chitu_like.worker.model_runner import ModelRunner
+from chitu_like.worker.recorded_steps import StepSizes
 from chitu_like.worker.recording import Cut
 
 BUDGET = 40
@@ -102,6 +103,14 @@ def test_a_larger_layer_is_worth_recording_for_fewer_tokens() -> None:
     assert 512 <= alone < 768
     halves = ParallelContext(pp_rank=0, pp_size=1, tp=DetachedGroup(0, 2))
     assert 2 * alone <= most_tokens(tiny_options(spec=large, parallel=halves)) < 2 * alone + 128
+
+
+def test_the_largest_sizes_of_each_kind_are_measured() -> None:
+    sizes = StepSizes.of(tiny_options(max_num_batched_tokens=BUDGET), 6)
+    assert sizes.largest(1) == StepSizes(num_reqs=[6], num_tokens=[40])
+    assert sizes.largest(2) == StepSizes(num_reqs=[4, 6], num_tokens=[32, 40])
+    assert len(sizes) == 4
+    assert not StepSizes()
 
 
 def test_a_batch_takes_the_smallest_step_that_holds_it() -> None:
