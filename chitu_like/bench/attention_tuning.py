@@ -119,10 +119,10 @@ def compile_ahead(
 
 
 def _few_and_many(points: Sequence[Setting]) -> list[Setting]:
-    """Kernels are the same for some numbers of requests, and for all lengths."""
+    """Kernels are the same for some numbers of requests, and for all lengths of several tiles."""
     by_size = sorted(points, key=lambda at: at.num_reqs)
     return [
-        replace(at, context=64, query_len=1 if at.is_decode else 64, shortest=None)
+        replace(at, context=256, query_len=1 if at.is_decode else 256, shortest=None)
         for at in (by_size[0], by_size[-1])
     ]
 
