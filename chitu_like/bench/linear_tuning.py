@@ -36,6 +36,7 @@ from chitu_like.ops.linear import (
     skinny_kernel,
     tabled_linear,
 )
+from chitu_like.ops.linear_candidates import candidates, early_variants
 from chitu_like.ops.linear_fused import Operand, begin_norm, fused_linear
 from chitu_like.ops.linear_table import LinearTable, TableRow, table_file
 from chitu_like.ops.linear_tiles import (
@@ -45,8 +46,6 @@ from chitu_like.ops.linear_tiles import (
     Epilogue,
     LinearWork,
     SkinnyTile,
-    candidates,
-    early_variants,
 )
 from chitu_like.ops.norm import add_rms_norm_op
 from chitu_like.worker.device import device_facts

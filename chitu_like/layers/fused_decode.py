@@ -23,6 +23,7 @@ from chitu_like.layers.linear import Linear
 from chitu_like.layers.norm import RMSNorm
 from chitu_like.layers.options import LayerOptions
 from chitu_like.ops.linear import FewTokens, skinny_kernel
+from chitu_like.ops.linear_candidates import early_variants
 from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_table import LinearTable, TableRow, table_for
 from chitu_like.ops.linear_tiles import (
@@ -31,7 +32,6 @@ from chitu_like.ops.linear_tiles import (
     Epilogue,
     LinearWork,
     SkinnyTile,
-    early_variants,
     token_bucket,
 )
 from chitu_like.quantization.base import Unquantized

@@ -18,8 +18,9 @@ from chitu_like.core.model_spec import ModelSpec
 from chitu_like.layers.fused_decode import LINEAR_ADD, NORM_GATE_UP, NORM_LINEAR
 from chitu_like.model_files import read_model_files
 from chitu_like.ops.linear import FewTokens
+from chitu_like.ops.linear_candidates import candidates
 from chitu_like.ops.linear_fused import Operand, fused_linear
-from chitu_like.ops.linear_tiles import Epilogue, LinearWork, SkinnyTile, candidates
+from chitu_like.ops.linear_tiles import Epilogue, LinearWork, SkinnyTile
 
 CPU = torch.device("cpu")
 PLAIN = LinearWork()

@@ -11,16 +11,9 @@ import torch
 from tolerance import OP, assert_op_close
 from torch import Tensor
 
+from chitu_like.ops.linear_candidates import candidates, early_variants
 from chitu_like.ops.linear_fused import Operand, begin_norm, fused_linear
-from chitu_like.ops.linear_tiles import (
-    ALL_WORK,
-    Epilogue,
-    LinearWork,
-    SkinnyTile,
-    candidates,
-    early_variants,
-    token_bucket,
-)
+from chitu_like.ops.linear_tiles import ALL_WORK, Epilogue, LinearWork, SkinnyTile, token_bucket
 from chitu_like.ops.triton.paged_attention import is_interpreted
 from chitu_like.ops.triton.skinny_linear import SkinnyLinear
 

@@ -6,16 +6,9 @@ import pytest
 import torch
 from compiled import Compiled, compile_launches
 
+from chitu_like.ops.linear_candidates import candidates, early_variants
 from chitu_like.ops.linear_fused import Operand
-from chitu_like.ops.linear_tiles import (
-    BUCKETS,
-    Epilogue,
-    LinearWork,
-    SkinnyTile,
-    candidates,
-    early_variants,
-    padded_tokens,
-)
+from chitu_like.ops.linear_tiles import BUCKETS, Epilogue, LinearWork, SkinnyTile, padded_tokens
 from chitu_like.ops.triton.skinny_linear import SkinnyLinear
 
 SHARED_BYTES = 227 << 10  # that a program may have

@@ -11,18 +11,16 @@ from torch import Tensor
 
 from chitu_like.core.errors import ConfigError
 from chitu_like.ops.linear import PlainLinear, TabledLinear, tabled_linear
+from chitu_like.ops.linear_candidates import MIN_PREFETCH, candidates, early_variants
 from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_table import FOLDER, LinearTable, TableRow, table_file, table_for
 from chitu_like.ops.linear_tiles import (
     ALL_WORK,
     BUCKETS,
     MAX_TOKENS,
-    MIN_PREFETCH,
     Epilogue,
     LinearWork,
     SkinnyTile,
-    candidates,
-    early_variants,
     token_bucket,
 )
 

@@ -2,12 +2,7 @@
 
 So few tokens make the product a matter of reading W once at the memory's pace. A program takes a tile
 of rows of W and, where rows alone make too few programs to fill the device, a split of its columns;
-it walks along them, COLUMNS at a time. There are two ways to multiply:
-
-- with tensor cores, the tile of W as the A operand, the tokens, padded to 16, 32 or 64, as the B
-  operand. Both wait in shared memory, NUM_STAGES deep: those are the loads in flight;
-- without: every thread multiplies the weights it loaded with each token and adds up its own products,
-  until the end. The loads in flight are those of a tile and of the programs beside it.
+it walks along them, COLUMNS at a time: ops/triton/skinny_products.py says how.
 
 The programs of a split leave their sums in `partials`. The one that comes last adds them up in the
 order of the splits, so that equal inputs give equal bits, and clears the counter for the next call.
@@ -30,6 +25,7 @@ from torch import Tensor
 from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_tiles import Epilogue, SkinnyTile, padded_tokens
 from chitu_like.ops.triton.paged_attention import is_interpreted
+from chitu_like.ops.triton.skinny_products import multiply, multiply_with_dot, prefetch
 
 SILU_AND_MUL = tl.constexpr(1)
 ADD = tl.constexpr(2)
@@ -40,83 +36,6 @@ _EPILOGUES = {
 }
 _HELD_PARTS = 16  # registers of a thread
 _DOT_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-
-
-@triton.jit
-def _prefetch(starts, row_mask, first, end, PREFETCH: tl.constexpr):
-    """Ask for PREFETCH columns of each row, to be found in L2; a line of memory is 128 bytes."""
-    line: tl.constexpr = 1024 // starts.dtype.element_ty.primitive_bitwidth
-    columns = first + tl.arange(0, PREFETCH // line) * line
-    wanted = row_mask[:, None] & (columns < end)[None, :]
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
-        "=r,l,r",
-        [(starts[:, None] + columns[None, :]).to(tl.int64), wanted.to(tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
-def _multiply_with_dot(
-    x, starts, row_mask, first, end, num_tokens, x_stride,
-    IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    NUM_STAGES: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """Sums over columns [first, end): products [ROWS, TOKENS]."""
-    token = tl.arange(0, TOKENS)
-    sums = tl.zeros([ROWS, TOKENS], tl.float32)
-    for start in tl.range(first, end, COLUMNS, num_stages=NUM_STAGES):
-        columns = start + tl.arange(0, COLUMNS)
-        w_mask = row_mask[:, None]
-        x_mask = (token < num_tokens)[None, :]
-        if not IS_EVEN:
-            w_mask = w_mask & (columns < end)[None, :]
-            x_mask = x_mask & (columns < end)[:, None]
-        w = tl.load(
-            starts[:, None] + columns[None, :],
-            mask=w_mask,
-            other=0.0,
-            eviction_policy="evict_first",
-        )
-        of_token = tl.load(x + token[None, :] * x_stride + columns[:, None], mask=x_mask, other=0.0)
-        sums = tl.dot(w.to(DOT), of_token.to(DOT), sums, input_precision="ieee")
-    return sums
-
-
-@triton.jit
-def _multiply(
-    x, starts, row_mask, first, end, num_tokens, x_stride,
-    IS_EVEN: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):  # fmt: skip
-    """As `_multiply_with_dot`, without tensor cores."""
-    products = (tl.zeros([ROWS, COLUMNS], tl.float32),) * TOKENS
-    for start in tl.range(first, end, COLUMNS, num_stages=NUM_STAGES):
-        columns = start + tl.arange(0, COLUMNS)
-        w_mask = row_mask[:, None]
-        if not IS_EVEN:
-            w_mask = w_mask & (columns < end)[None, :]
-        w = tl.load(
-            starts[:, None] + columns[None, :],
-            mask=w_mask,
-            other=0.0,
-            eviction_policy="evict_first",
-        ).to(tl.float32)
-        next_products = ()
-        for token in tl.static_range(TOKENS):
-            x_mask = columns < tl.where(token < num_tokens, end, 0)
-            of_token = tl.load(x + token * x_stride + columns, mask=x_mask, other=0.0)
-            product = products[token] + w * of_token.to(tl.float32)[None, :]
-            next_products = next_products + (product,)  # noqa: RUF005  # Triton knows no star here
-        products = next_products
-
-    token_at = tl.arange(0, TOKENS)
-    sums = tl.zeros([ROWS, TOKENS], tl.float32)
-    for token in tl.static_range(TOKENS):
-        sums = tl.where((token_at == token)[None, :], tl.sum(products[token], 1)[:, None], sums)
-    return sums
 
 
 @triton.jit
@@ -190,7 +109,7 @@ def _kernel(
     if STARTS_EARLY:
         tl.extra.cuda.gdc_launch_dependents()
         if PREFETCH > 0:
-            _prefetch(starts, row_mask, first, end, PREFETCH)
+            prefetch(starts, row_mask, first, end, PREFETCH)
         tl.extra.cuda.gdc_wait()
     token = tl.arange(0, TOKENS)
     of_x = None
@@ -204,12 +123,12 @@ def _kernel(
         if SUMS_PARTS_FIRST:
             of_x = tl.sum(of_x, 0)[None, :]
     if DOT is None:
-        sums = _multiply(
+        sums = multiply(
             x, starts, row_mask, first, end, num_tokens, x_stride,
             IS_EVEN, TOKENS, ROWS, COLUMNS, NUM_STAGES,
         )  # fmt: skip
     else:
-        sums = _multiply_with_dot(
+        sums = multiply_with_dot(
             x, starts, row_mask, first, end, num_tokens, x_stride,
             IS_EVEN, TOKENS, ROWS, COLUMNS, NUM_STAGES, DOT,
         )  # fmt: skip
