@@ -12,6 +12,7 @@ from pathlib import Path
 from chitu_like.core.errors import PeerError
 
 TIMEOUT_S = 600.0
+ATTEMPTS = 3
 OUR_OWN = ("GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 """How our threads are set up, by openmp.py and torchrun: the peer keeps its defaults."""
 
@@ -56,9 +57,17 @@ class LlamaCppRun:
         }
         arguments = [str(word) for pair in words.items() for word in pair]
         prefill_s, decode_s = read_seconds(
-            _output([self._tool, *arguments]), length, max(1, num_steps), len(prompts)
+            self._report(arguments), length, max(1, num_steps), len(prompts)
         )
         return prefill_s + (decode_s if num_steps else 0.0)
+
+    def _report(self, arguments: Sequence[str]) -> str:
+        """What the tool writes; seen once on a busy machine: it ended well without its last lines."""
+        for _ in range(ATTEMPTS):
+            output = _output([self._tool, *arguments])
+            if "{" in output:
+                break
+        return output
 
 
 def read_seconds(
