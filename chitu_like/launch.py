@@ -6,7 +6,9 @@ weights load; then it runs the engine in this process until the front end says t
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import importlib
 import logging
 import os
 import signal
@@ -111,6 +113,9 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     _interrupt_on_signals()
     console = Console()
+    # torch takes seconds to import, and so does what the front end serves with: both at once.
+    importing = threading.Thread(target=_import_rank, name="import-torch")  # exit waits for it
+    importing.start()
     with FrontEndProcess(config, files, started) as front_end:
         console.print(f"listening on {front_end.url}, loading the model ...", highlight=False)
         is_reported = threading.Event()
@@ -121,7 +126,8 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
 
         front_end.when_ended(_exit_with_front_end, when_ready=invite)
         phases.end("front end")
-        from chitu_like.rank import lead  # torch loads while the port answers already
+        importing.join()
+        from chitu_like.rank import lead  # if that failed in the thread, it fails here
         from chitu_like.startup_report import print_report
 
         def announce(loaded: LoadedEngine, address: str) -> None:
@@ -145,6 +151,11 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def _import_rank() -> None:
+    with contextlib.suppress(Exception):  # whoever imports it next hears of it
+        importlib.import_module("chitu_like.rank")
 
 
 def _interrupt_on_signals() -> None:
