@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models.families import twin_of
 from tiny_driver import Driver, Sequence
 from tiny_model import NUM_BLOCKS, NUM_HOST_BLOCKS, Rerun, sampling_row, tiny_options
 from torch import Tensor
@@ -152,6 +153,14 @@ def test_recorded_steps_give_the_tokens_of_launched_ones() -> None:
     launched = generate(runner_of(options, records=False))
     assert [len(tokens) for tokens in launched] == [9, 8, 7, 6, 5]
     assert generate(runner_of(options, records=True)) == launched
+
+
+@pytest.mark.parametrize("family", ["qwen3", "glm4", "opt", "mistral-window"])
+def test_every_family_leaves_room_for_attention(family: str) -> None:
+    """All attend by way of the batch's seam, and look at nothing else of a batch but its tokens."""
+    spec, _, _ = twin_of(family)
+    options = tiny_options(spec=spec, attn_type="ref", max_num_batched_tokens=16)
+    assert generate(runner_of(options, records=True)) == generate(runner_of(options, records=False))
 
 
 def test_recorded_stages_give_the_tokens_of_one() -> None:
