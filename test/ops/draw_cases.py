@@ -26,10 +26,10 @@ IS_INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 # Several tiles of few tokens, as an interpreter can walk; lists that hold all candidates, and not.
 SMALL = DrawTiling(
-    tile=64, part=64, step=32, num_warps=1, group=8, capacity=128, chunk=64, sample=32
+    tile=64, part=64, step=32, num_warps=1, plan_warps=1, group=8, capacity=128, chunk=64, sample=32
 )
 OVERFULL = DrawTiling(
-    tile=32, part=128, step=64, num_warps=1, group=4, capacity=8, chunk=128, sample=16
+    tile=32, part=128, step=64, num_warps=1, plan_warps=1, group=4, capacity=8, chunk=128, sample=16
 )
 SLACK = 1e-6  # of top_p: beyond it, float32 sums decide alike
 

@@ -25,22 +25,22 @@ class DrawTiling:
     part: int
     step: int
     num_warps: int
-    plan_warps: int = 8
+    plan_warps: int
     group: int = 64
     capacity: int = 8192
     chunk: int = 1024
     sample: int = 1024
 
 
-FEW_ROWS = DrawTiling(tile=1024, part=1024, step=1024, num_warps=4)
-SOME_ROWS = DrawTiling(tile=4096, part=8192, step=2048, num_warps=8)
-MANY_ROWS = DrawTiling(tile=8192, part=32768, step=2048, num_warps=8)
+FEW_ROWS = DrawTiling(tile=1024, part=1024, step=1024, num_warps=8, plan_warps=16)
+SOME_ROWS = DrawTiling(tile=4096, part=8192, step=1024, num_warps=8, plan_warps=16)
+MANY_ROWS = DrawTiling(tile=8192, part=32768, step=1024, num_warps=8, plan_warps=8)
 
 
 def tiling_for(num_rows: int) -> DrawTiling:
     """Small tiles let few rows fill the device, large ones spare many rows the starts of programs.
 
-    The numbers are guesses, not measured yet. A model's service meets few of them: each is compiled.
+    The numbers are guesses, not measured yet. They are few, since each tiling is compiled.
     """
     if num_rows <= 8:
         return FEW_ROWS

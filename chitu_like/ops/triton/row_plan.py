@@ -31,7 +31,7 @@ NUM_PARAMS = tl.constexpr(draw.NUM_PARAMS)
 # Planes of tile_values, [num_rows, NUM_VALUES, num_tiles] float32, and of tile_ids, int32.
 NUM_VALUES = tl.constexpr(3)
 BEST = tl.constexpr(0)  # of the tile's logits
-_LOWEST = tl.constexpr(1)
+_LOWEST = tl.constexpr(1)  # of those that are not banned by an infinity
 _TOTAL = tl.constexpr(2)  # sum of weights, relative to the tile's best; rounded
 NUM_IDS = tl.constexpr(2)
 FIRST = tl.constexpr(0)  # of the tokens with the best logit
@@ -57,7 +57,6 @@ SURVEYED = tl.constexpr(3)  # the distance at which the kept tokens end is looke
 SEARCHED = tl.constexpr(4)  # one program does it all
 
 NUM_BINS = tl.constexpr(256)
-_FARTHEST = tl.constexpr(32.0)  # distance that bins resolve at most
 _LEAST_RANGE = tl.constexpr(1e-6)
 
 
@@ -92,7 +91,8 @@ def scan_kernel(
         tl.store(counts + row * NUM_COUNTS + tl.arange(0, NUM_COUNTS), 0)
     if (temperature > 0) & ((top_k > 0) | (top_p < 1)):
         tl.store(maxima + row * num_groups + groups, group_bests, mask=groups < num_groups)
-        lowest = tl.min(tl.min(tl.where(is_token, sound, SOUND_LOGIT), 1), 0)
+        is_drawable = is_token & (sound > -SOUND_LOGIT)
+        lowest = tl.min(tl.min(tl.where(is_drawable, sound, SOUND_LOGIT), 1), 0)
         tl.store(values + _LOWEST * num_tiles, lowest)
         weights = tl.exp((sound - best) * (1.0 / temperature))
         total = tl.sum(tl.sum(tl.where(is_token, weights, 0.0), 1), 0)
@@ -155,7 +155,6 @@ def _plan_search(
     is_tile = tiles < num_tiles
     lowest = tl.load(values + _LOWEST * num_tiles + tiles, mask=is_tile, other=SOUND_LOGIT)
     farthest = distance_of(tl.min(lowest, 0), best, temperature)
-    farthest = tl.minimum(farthest, _FARTHEST)
     if top_k > 0:
         last = smallest_key_that_reaches(
             top_k.to(tl.int64), maxima, maxima, 0, num_groups, best, temperature, False, GROUPS

@@ -118,6 +118,12 @@ def load_tokens(logits, listed, num_listed, start, count, best, temperature, CHU
 
 
 @triton.jit
+def _measure_of(keys, BY_WEIGHT: tl.constexpr):
+    """What each token adds to the measure, int64."""
+    return weight_of(keys) if BY_WEIGHT else tl.where(keys < NO_KEY, 1, 0).to(tl.int64)
+
+
+@triton.jit
 def smallest_key_that_reaches(
     target, logits, listed, num_listed, count, best, temperature,
     BY_WEIGHT: tl.constexpr, CHUNK: tl.constexpr,
@@ -125,23 +131,24 @@ def smallest_key_that_reaches(
     """The smallest key such that the tokens up to it reach the target; NO_KEY if all do not.
 
     The target is above 0: in units BY_WEIGHT, else a number of tokens. The rest as in `load_tokens`.
+    The first chunk, which is all as a rule, is loaded once.
     """
+    _, first = load_tokens(logits, listed, num_listed, 0, count, best, temperature, CHUNK)
+    first_measure = _measure_of(first, BY_WEIGHT)
     low = tl.full((), 0, tl.int32)
     high = tl.full((), LAST_KEY, tl.int32)
     while low < high:
         middle = low + (high - low) // 2
-        reached = tl.zeros([CHUNK], tl.int64)
-        below = tl.zeros([CHUNK], tl.int32)  # the largest key up to the middle
-        above = tl.full([CHUNK], NO_KEY, tl.int32)  # the smallest beyond
-        for start in range(0, count, CHUNK):
+        is_in = first <= middle
+        reached = tl.where(is_in, first_measure, 0)
+        below = tl.where(is_in, first, 0)  # the largest key up to the middle
+        above = tl.where(is_in, NO_KEY, first)  # the smallest beyond
+        for start in range(CHUNK, count, CHUNK):
             _, keys = load_tokens(
                 logits, listed, num_listed, start, count, best, temperature, CHUNK
             )  # fmt: skip
             is_in = keys <= middle
-            if BY_WEIGHT:
-                reached += tl.where(is_in, weight_of(keys), 0)
-            else:
-                reached += is_in.to(tl.int64)
+            reached += tl.where(is_in, _measure_of(keys, BY_WEIGHT), 0)
             below = tl.maximum(below, tl.where(is_in, keys, 0))
             above = tl.minimum(above, tl.where(is_in, NO_KEY, keys))
         if tl.sum(reached, 0) >= target:
