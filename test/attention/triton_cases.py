@@ -180,6 +180,14 @@ def test_the_tiles_of_the_table_serve_their_head_dims(head_dim: int, dtype: torc
     check(spec, requests, windows=(None, 70), num_splits=2, tiling=None)
 
 
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="an interpreter takes minutes")
+@pytest.mark.parametrize("num_splits", [0.5, 2, 4])
+def test_a_batch_as_large_and_uneven_as_in_service(num_splits: float) -> None:
+    spec = make_spec(32, 8, head_dim=128, dtype=torch.bfloat16, windows=(None, 700))
+    requests = [(1, random.randint(1, 1500)) for _ in range(200)]
+    check(spec, requests, windows=(None, 700), num_splits=num_splits, tiling=None)
+
+
 @pytest.mark.slow
 def test_random_batches() -> None:
     for _ in range(8):

@@ -23,8 +23,9 @@ from chitu_like.ops.decode_splits import SPLIT_FIELDS, UNBOUNDED, Splits
 from chitu_like.ops.triton.launch import dependent_launch
 from chitu_like.ops.triton.paged_attention import LOG2_E, attend, cache_constants
 
-MERGED_SPLITS = 16
-"""Splits that a program merges at once."""
+MERGED_OUTPUTS = 16
+"""Outputs of a split and a head that a merging program holds at once: registers, of which more would
+leave room for fewer programs."""
 
 FEW_MERGES = 1024
 """Heads of a batch up to which each is merged by a program of its own; of more, those of a group
@@ -192,7 +193,7 @@ def paged_decode(
             HEAD_DIM=constants["HEAD_DIM"],
             DIMS=constants["DIMS"],
             HEADS=heads,
-            SPLITS=MERGED_SPLITS,
+            SPLITS=max(1, MERGED_OUTPUTS // heads),
             num_warps=4,
             **launch,
         )
