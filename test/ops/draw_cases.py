@@ -18,7 +18,13 @@ from torch import Tensor
 
 from chitu_like.ops import draw, sampling
 from chitu_like.ops.triton import draw as twin
-from chitu_like.ops.triton.draw_tiling import DrawTiling, tiling_for
+from chitu_like.ops.triton.draw_tiling import (
+    FEW_ROWS,
+    MANY_ROWS,
+    SOME_ROWS,
+    DrawTiling,
+    tiling_for,
+)
 from chitu_like.ops.triton.gumbel import gumbel_noise, may_win, noise_bits, noise_keys
 from chitu_like.ops.triton.truncation import WEIGHT_UNITS, last_kept_key, load_limits
 
@@ -339,6 +345,18 @@ def test_a_row_draws_the_same_alone_as_among_others() -> None:
     assert together.tolist() == alone
 
 
+def drawn_by(tiling: DrawTiling, logits: Tensor, rows: list[Row]) -> Tensor:
+    """Tokens of rows at positions 0, 1, ..."""
+    index = torch.arange(len(rows), device=DEVICE)
+    return twin.draw_tokens(logits, pack(rows), index, index, torch.zeros_like(index), tiling)[0]
+
+
+def test_however_rows_are_cut_the_same_tokens_are_drawn() -> None:
+    rows: list[Row] = [{}, {"top_p": 0.7}, {"top_p": 0.999}, {"top_k": 40}, {"min_p": 0.01}]
+    logits = torch.randn(len(rows), 170, device=DEVICE)
+    assert torch.equal(drawn_by(SMALL, logits, rows), drawn_by(OVERFULL, logits, rows))
+
+
 def test_an_empty_batch_launches_nothing() -> None:
     nobody = torch.zeros(0, dtype=torch.int64, device=DEVICE)
     noted = torch.zeros(1, dtype=torch.int64, device=DEVICE)
@@ -361,6 +379,18 @@ def test_real_sizes_draw_the_reference_tokens(
     rows = [ROWS[(i * 5 + 13) % len(ROWS)] for i in range(num_rows)]
     logits = torch.randn(num_rows, 151_936, device=DEVICE) * spread
     check(logits.to(dtype), rows, tiling_for(num_rows), position=2**20)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spread", [0.3, 1.0, 4.0])
+def test_however_many_rows_are_cut_the_same_tokens_are_drawn(spread: float) -> None:
+    rows = [ROWS[i % len(ROWS)] for i in range(96)]
+    logits = (torch.randn(len(rows), 128_256, device=DEVICE) * spread).bfloat16()
+    few, some, many = (drawn_by(cut, logits, rows) for cut in (FEW_ROWS, SOME_ROWS, MANY_ROWS))
+    assert torch.equal(few, some)
+    assert torch.equal(few, many)
+    for _ in range(20):  # whichever program is the last one
+        assert torch.equal(few, drawn_by(MANY_ROWS, logits, rows))
 
 
 @pytest.mark.gpu

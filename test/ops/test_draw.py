@@ -1,11 +1,13 @@
 """Drawing tokens: a slot's row of parameters; the Triton twin is tested by test_kernels.py."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from chitu_like.ops import draw
+from chitu_like.ops.triton.draw_tiling import tiling_for
 
 
 def test_a_row_holds_the_bits_of_its_parameters() -> None:
@@ -25,3 +27,13 @@ def test_a_temperature_as_good_as_zero_is_greedy(temperature: float, held: float
     row = draw.pack_params(seed=0, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)
     assert row.view(np.float32)[draw.TEMPERATURE] == np.float32(held)
     assert row.view(np.float32)[draw.LOG_MIN_P] == -math.inf
+
+
+def test_more_rows_are_cut_into_parts_that_are_no_smaller() -> None:
+    tilings = [tiling_for(num_rows) for num_rows in range(1, 600)]
+    for fewer, more in itertools.pairwise(tilings):
+        assert fewer.tile <= more.tile
+        assert fewer.part <= more.part
+    for cut in dict.fromkeys(tilings):
+        assert cut.tile % cut.group == cut.part % cut.step == 0
+    assert len(set(tilings)) <= 4, "each is compiled"

@@ -32,9 +32,9 @@ class DrawTiling:
     sample: int = 1024
 
 
-FEW_ROWS = DrawTiling(tile=1024, part=1024, step=1024, num_warps=8, plan_warps=16)
-SOME_ROWS = DrawTiling(tile=4096, part=8192, step=1024, num_warps=8, plan_warps=16)
-MANY_ROWS = DrawTiling(tile=8192, part=32768, step=1024, num_warps=8, plan_warps=8)
+FEW_ROWS = DrawTiling(tile=1024, part=1024, step=1024, num_warps=8, plan_warps=8)
+SOME_ROWS = DrawTiling(tile=4096, part=8192, step=1024, num_warps=8, plan_warps=8)
+MANY_ROWS = DrawTiling(tile=4096, part=32768, step=1024, num_warps=8, plan_warps=8)
 
 
 def tiling_for(num_rows: int) -> DrawTiling:
