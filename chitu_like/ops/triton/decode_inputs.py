@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from chitu_like.ops.decode_inputs import DecodeInputs, decode_inputs_op
+from chitu_like.ops.triton.launch import serves
 
 COPIED = 1024
 """Block ids that a program moves at once: 16k tokens of context."""
@@ -37,7 +38,7 @@ def _decode_inputs_kernel(
         tl.store(out_table + at, tl.load(table + at, mask=at < num_blocks), mask=at < num_blocks)
 
 
-@decode_inputs_op.register("triton", supports=lambda device, _dtype: device.type == "cuda")
+@decode_inputs_op.register("triton", supports=serves)
 def decode_inputs(
     rows: Tensor, tables: Tensor, last_sampled: Tensor, block_size: int, out: DecodeInputs
 ) -> None:

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from chitu_like.ops.flat_tables import FlatTables, flatten_tables_op
+from chitu_like.ops.triton.launch import serves
 
 COPIED = 1024
 """Block ids that a program moves at once: 16k tokens of context."""
@@ -34,7 +35,7 @@ def _flatten_kernel(
         tl.store(indices + start + at, blocks, mask=at < num_blocks)
 
 
-@flatten_tables_op.register("triton", supports=lambda device, _dtype: device.type == "cuda")
+@flatten_tables_op.register("triton", supports=serves)
 def flatten_tables(
     block_tables: Tensor, context_lens: Tensor, block_size: int, out: FlatTables
 ) -> None:
