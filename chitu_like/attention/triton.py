@@ -1,15 +1,13 @@
 """The `triton` backend: our own kernels over the paged cache, on CUDA devices.
 
 Decodes go through ops/triton/paged_decode.py, chunks through ops/triton/paged_prefill.py; a batch of
-both is two calls. A step of decodes uploads nothing: block tables and context lengths are read where the
-batch has them, and the decodes are cut into programs of about equal length there (ops/decode_splits.py),
-once for all layers. How many programs there can be follows from the number of requests alone.
+both is two calls. A step of decodes uploads nothing: the kernels read block tables and context lengths
+where the batch has them, and how their grid is cut follows from the number of requests alone.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,39 +26,22 @@ from chitu_like.attention.base import (
 from chitu_like.core.errors import UnsupportedError
 from chitu_like.ops.attention_tiles import (
     MAX_HEAD_DIM,
+    SplitRoom,
+    Splits,
     Tiling,
     cut_tiles,
     decode_tiles,
     tiling_for,
 )
-from chitu_like.ops.decode_splits import Cut, SplitRoom, Splits
 from chitu_like.ops.upload import upload
 
-WAVES = 4
-"""Decode programs wanted for each multiprocessor, of however few requests: more would only split what
-is full already. Of equal splits, which these are where lengths are equal, the best at 8 x 1024 tokens."""
-
-SPLITS_PER_REQUEST = 2.0
-"""Splits wanted for each request of many: more are more even, fewer have less to merge. A GUESS;
-benchmarks/tune_attention.py tells."""
+MAX_SPLITS = 32
+WAVES = 2
+"""Decode programs wanted for each multiprocessor: more would only split what is full already."""
 
 DETERMINISTIC_SPLIT = 2048
 """Tokens of a split whose bits may not depend on the batch. A guess: 1024 would cost twice the room
 for partial results, 4096 would leave a lone request of 16k tokens on 4 programs a head."""
-
-
-def wanted_splits(
-    num_reqs: int, num_kv_heads: int, num_programs: int, splits_per_request: float
-) -> int:
-    """Splits wanted of a batch of decodes: a few a request, and enough to fill the device.
-
-    Args:
-        num_reqs: of the batch.
-        num_kv_heads: each has a program a split.
-        num_programs: that fill the device.
-        splits_per_request: of many requests.
-    """
-    return max(-(-num_programs // num_kv_heads), math.ceil(splits_per_request * num_reqs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +52,14 @@ class TritonMetadata(AttentionMetadata):
         num_decodes: leading requests with one token.
         block_tables: [num_reqs, max_blocks] int32, the batch's own.
         context_lens: [num_reqs] int32, the batch's own.
-        splits: of the decodes; None without any.
+        splits: room for the decodes' partial results.
         tiles: [num_tiles, 5] int32, of the other requests; see `cut_tiles`.
     """
 
     num_decodes: int
     block_tables: Tensor
     context_lens: Tensor
-    splits: Splits | None
+    splits: Splits
     tiles: Tensor
 
 
@@ -91,14 +72,13 @@ class TritonBackend(PlannedByTensors):
     Args:
         spec: the model's attention.
         tiling: sizes of the kernels' tiles; None: what TILINGS says.
-        num_programs: decode programs wanted at least; None: what fills the device.
-        splits_per_request: wanted at least, where there are many requests.
-        split_tokens: the most tokens of a decode's split, so that its result does not depend on the
-            batch either, to the last bit; a multiple of the decode tile's keys,
-            DETERMINISTIC_SPLIT is one. 0: as the batch's programs are best of equal length.
+        num_programs: decode programs wanted at once; None: what fills the device.
+        split_tokens: tokens of a decode's split, so that its result does not depend on the batch
+            either, to the last bit; a multiple of the decode tile's keys, DETERMINISTIC_SPLIT is
+            one. 0: equal shares, as many as fill the device.
         decodes_as_chunks: by the kernel of chunks, so that a token gets the same bits whether it is
             decoded or, after a preemption or from another prompt, computed in a chunk.
-        pdl: decode kernels start while the kernel before ends; None: as all kernels do.
+        pdl: decode kernels start while the kernel before ends; see paged_decode.
 
     Raises: UnsupportedError if Triton is not installed.
     """
@@ -111,36 +91,30 @@ class TritonBackend(PlannedByTensors):
         *,
         tiling: Tiling | None = None,
         num_programs: int | None = None,
-        splits_per_request: float = SPLITS_PER_REQUEST,
         split_tokens: int = 0,
         decodes_as_chunks: bool = False,
-        pdl: bool | None = None,
+        pdl: bool = False,
     ) -> None:
         if importlib.util.find_spec("triton") is None:
             raise UnsupportedError(
                 "infer.attn_type=triton needs Triton, which comes with torch for CUDA on Linux: "
                 "pip install triton, or use auto"
             )
-        from chitu_like.ops.triton.decode_splits import cut_splits
         from chitu_like.ops.triton.paged_decode import paged_decode
         from chitu_like.ops.triton.paged_prefill import paged_prefill
 
-        self._cut, self._decode, self._prefill = cut_splits, paged_decode, paged_prefill
+        self._decode, self._prefill = paged_decode, paged_prefill
         self._spec = spec
         self._tiling = tiling or tiling_for(spec.head_dim, spec.dtype)
         if num_programs is None:
             device = torch.cuda.get_device_properties(spec.device)
             num_programs = WAVES * device.multi_processor_count
-        self._num_programs, self._splits_per_request = num_programs, splits_per_request
-        assert split_tokens % self._tiling.decode.keys == 0, f"splits of {split_tokens} tokens"
+        self._num_programs = num_programs
         self._split_tokens = split_tokens
         self._decodes_as_chunks = decodes_as_chunks
         self._group = spec.num_heads // spec.num_kv_heads
         self._pdl = pdl
         self._captured = SplitRoom(spec.device)
-        self._window_lens = torch.tensor(
-            [window or 0 for window in spec.windows], dtype=torch.int32, device=spec.device
-        )
         self._no_tiles = torch.empty(0, 5, dtype=torch.int32, device=spec.device)
 
     @classmethod
@@ -153,10 +127,8 @@ class TritonBackend(PlannedByTensors):
         return None
 
     def plan(self, batch: ForwardBatch) -> TritonMetadata:
-        """See AttentionBackend: one upload where there are chunks, one kernel where decodes are."""
-        metadata = self._plan(batch, None)
-        self._cut_decodes(metadata)
-        return metadata
+        """See AttentionBackend: one upload where there are chunks, none of decodes."""
+        return self._plan(batch, None)
 
     def _plan(self, batch: ForwardBatch, room: SplitRoom | None) -> TritonMetadata:
         num_reqs, max_blocks = batch.block_tables.shape
@@ -176,14 +148,13 @@ class TritonBackend(PlannedByTensors):
         )
 
     def plan_capture(self, batch: ForwardBatch) -> TritonMetadata:
-        """See GraphBackend: what it plans from are the batch's own tensors, in `prepare`."""
+        """See GraphBackend: a plan of decodes reads the batch's own tensors, so it is one already."""
         assert batch.num_decodes == len(batch.query_lens), "only decodes are captured"
         return self._plan(batch, self._captured)
 
     def prepare(self, metadata: AttentionMetadata) -> None:
-        """See GraphBackend: the splits of decodes, or their tiles as chunks."""
+        """See GraphBackend: the tiles of decodes as chunks, else nothing."""
         assert isinstance(metadata, TritonMetadata), f"plan of another backend: {metadata}"
-        self._cut_decodes(metadata)
         if len(metadata.tiles):
             metadata.tiles.copy_(self._decode_tiles(metadata.context_lens))
 
@@ -202,11 +173,12 @@ class TritonBackend(PlannedByTensors):
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         num_decodes = metadata.num_decodes
-        if metadata.splits is not None:
+        if num_decodes:
             self._decode(
                 q[:num_decodes],
                 *kv_cache,
                 metadata.block_tables[:num_decodes],
+                metadata.context_lens[:num_decodes],
                 out[:num_decodes],
                 metadata.splits,
                 scale=scale,
@@ -240,29 +212,25 @@ class TritonBackend(PlannedByTensors):
     def _decode_tiles(self, context_lens: Tensor) -> Tensor:
         return decode_tiles(context_lens, group=self._group, rows=self._tiling.prefill.rows)
 
-    def _cut_decodes(self, metadata: TritonMetadata) -> None:
-        if metadata.splits is not None:
-            self._cut(metadata.context_lens[: metadata.num_decodes], metadata.splits)
-
-    def _splits(self, num_decodes: int, max_blocks: int, room: SplitRoom | None) -> Splits | None:
+    def _splits(self, num_decodes: int, max_blocks: int, room: SplitRoom | None) -> Splits:
         """Room for as many splits as the shape of a batch asks for, whatever its lengths."""
-        spec, keys = self._spec, self._tiling.decode.keys
-        if num_decodes == 0:
-            return None
+        spec = self._spec
         if self._split_tokens:
-            cut = Cut(keys=keys, min_tiles=self._split_tokens // keys)
+            count = -(-max_blocks * spec.block_size // self._split_tokens)
         else:
-            wanted = wanted_splits(
-                num_decodes, spec.num_kv_heads, self._num_programs, self._splits_per_request
-            )
-            cut = Cut(keys=keys, wanted=wanted)
+            count = num_splits(num_decodes, spec.num_kv_heads, self._num_programs)
         return Splits.allocate(
-            cut,
-            spec.windows,
-            self._window_lens,
+            count,
+            tokens=self._split_tokens,
             num_reqs=num_decodes,
-            max_tokens=max_blocks * spec.block_size,
             num_heads=spec.num_heads,
             head_dim=spec.head_dim,
+            device=spec.device,
             room=room,
         )
+
+
+def num_splits(num_reqs: int, num_kv_heads: int, num_programs: int) -> int:
+    """Splits of each request for `num_programs` in all: a power of two, MAX_SPLITS at most."""
+    wanted = -(-num_programs // max(1, num_reqs * num_kv_heads))
+    return min(MAX_SPLITS, 1 << (wanted - 1).bit_length())

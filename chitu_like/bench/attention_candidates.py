@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from chitu_like.attention.triton import SPLITS_PER_REQUEST, WAVES, TritonBackend, wanted_splits
+from chitu_like.attention.triton import WAVES, TritonBackend, num_splits
 from chitu_like.bench.attention_case import attention_spec
 from chitu_like.bench.op_case import Setting
 from chitu_like.ops.attention_tiles import MIN_SIDE, Tile, Tiling
@@ -23,8 +23,7 @@ PREFILL_TILES = (
     (64, 128, 4, 2),
 )
 """Rows, keys, warps, stages."""
-ALL_WAVES = (1, 2, 3, 4)
-ALL_SPLITS_PER_REQUEST = (0.5, 1.0, 2.0, 4.0)
+ALL_WAVES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +33,11 @@ class Candidate:
     Attributes:
         tiling: tiles of both; one of them is searched at a time.
         waves: decode programs for each multiprocessor.
-        splits_per_request: of decodes of many requests.
         pdl: programmatic dependent launch.
     """
 
     tiling: Tiling
     waves: int = WAVES
-    splits_per_request: float = SPLITS_PER_REQUEST
     pdl: bool = False
 
     def backend(self, at: Setting) -> TritonBackend:
@@ -49,7 +46,6 @@ class Candidate:
             attention_spec(at),
             tiling=self.tiling,
             num_programs=self._num_programs(at),
-            splits_per_request=self.splits_per_request,
             pdl=self.pdl,
         )
 
@@ -57,9 +53,7 @@ class Candidate:
         """What decides its time at a point: candidates that share it need one measurement."""
         splits = None
         if at.is_decode:
-            kv_heads = at.spec.num_kv_heads
-            per_request = self.splits_per_request
-            splits = wanted_splits(at.num_reqs, kv_heads, self._num_programs(at), per_request)
+            splits = num_splits(at.num_reqs, at.spec.num_kv_heads, self._num_programs(at))
         return self.tiling, self.pdl, splits
 
     def _num_programs(self, at: Setting) -> int:
@@ -78,11 +72,8 @@ def decode_candidates(base: Tiling) -> list[Candidate]:
 
 def split_candidates(best: Sequence[Candidate]) -> list[Candidate]:
     """The best decode tiles with all numbers of splits and kinds of launches."""
-    choices = itertools.product(best, ALL_WAVES, ALL_SPLITS_PER_REQUEST, (False, True))
-    return [
-        replace(candidate, waves=waves, splits_per_request=per_request, pdl=pdl)
-        for candidate, waves, per_request, pdl in choices
-    ]
+    choices = itertools.product(best, ALL_WAVES, (False, True))
+    return [replace(candidate, waves=waves, pdl=pdl) for candidate, waves, pdl in choices]
 
 
 def prefill_candidates(base: Tiling) -> list[Candidate]:

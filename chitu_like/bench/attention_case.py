@@ -15,7 +15,7 @@ from chitu_like.attention.base import (
     LayerKVCache,
     attention_backends,
 )
-from chitu_like.bench.device_timing import Call, seconds_per_call
+from chitu_like.bench.device_timing import Call
 from chitu_like.bench.op_case import Case, Setting, Work
 from chitu_like.core.errors import UnsupportedError
 
@@ -94,14 +94,6 @@ def attention_work(at: Setting, backend: AttentionBackend) -> Work:
         streamed_bytes=kv_bytes,
         in_graph=in_graph,
     )
-
-
-def planning_seconds(at: Setting, backend: GraphBackend) -> float:
-    """What all layers of a step of decodes share: seconds on the device."""
-    batch = _attention_batch(at)
-    metadata = backend.plan_capture(batch)
-    backend.replan(metadata, batch)
-    return seconds_per_call([lambda: backend.prepare(metadata)], at.device)
 
 
 def _attention(at: Setting, kind: str) -> Work:

@@ -33,7 +33,6 @@ from chitu_like.bench.attention_case import (
     attention_kinds,
     attention_spec,
     attention_work,
-    planning_seconds,
 )
 from chitu_like.bench.device_timing import num_sets, seconds_per_call
 from chitu_like.bench.op_case import Setting
@@ -90,8 +89,6 @@ def run(prog: str, arguments: Sequence[str]) -> int:
         rivals = {} if name == "decode" else _rivals(points, console)
         console.print(_table(name, scored[: options.top], rivals, points))
         rows[name] = {"candidates": [asdict(one) for one in scored], "others": rivals}
-    planning = [f"{planning_seconds(at, best[0].backend(at)) * 1e6:.1f}" for at in decodes]
-    console.print(f"planning a step of decodes at these points, microseconds: {' '.join(planning)}")
     if options.json is not None:
         origin = asdict(provenance(prog, arguments, facts))
         write_json(options.json, {"benchmark": "attention_tuning", **origin, **rows})
@@ -256,6 +253,5 @@ def _rows(found: Sequence[Scored], *, is_decode: bool) -> Iterator[list[str]]:
         tile = candidate.tiling.decode if is_decode else candidate.tiling.prefill
         words = f"{tile.rows}x{tile.keys} {tile.num_warps}w {tile.num_stages}s"
         if is_decode:
-            splits = f"{candidate.splits_per_request:g} a request"
-            words += f" waves {candidate.waves}, {splits}{' pdl' if candidate.pdl else ''}"
+            words += f" waves {candidate.waves}{' pdl' if candidate.pdl else ''}"
         yield [words, *(f"{time:.1f}" for time in one.microseconds), f"{one.score:.3f}"]

@@ -1,10 +1,11 @@
-"""How large the tiles of the paged attention kernels of ops/triton are, and how they cut chunks.
+"""How the paged attention kernels of ops/triton cut a batch, and how large their tiles are.
 
 Apart from the kernels, so that planning needs no Triton.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,63 @@ def tiling_for(head_dim: int, dtype: torch.dtype) -> Tiling:
     """The row of TILINGS for heads of `head_dim`, at most MAX_HEAD_DIM."""
     limit = max(64, 1 << (head_dim - 1).bit_length())
     return TILINGS[limit, dtype.itemsize]
+
+
+class SplitRoom:
+    """Memory that batches share of which only one is computed at a time, as captured ones are.
+
+    Args:
+        device: where it is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._floats = torch.empty(0, dtype=torch.float32, device=device)
+
+    def take(self, count: int) -> Tensor:
+        """[count] float32, the same for everybody; an earlier, smaller piece stays as it is."""
+        if count > len(self._floats):
+            self._floats = torch.empty(count, dtype=torch.float32, device=self._floats.device)
+        return self._floats[:count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Where the splits of a batch leave what they found; the layers share it, one after the other.
+
+    Attributes:
+        count: splits of each request; a power of two where tokens is 0.
+        tokens: of a split, the first of which starts at position 0; 0: equal shares.
+        outputs: [num_reqs, num_heads, count, head_dim] float32; empty for one split.
+        log_sums: [num_reqs, num_heads, count] float32; empty for one split.
+    """
+
+    count: int
+    tokens: int
+    outputs: Tensor
+    log_sums: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        count: int,
+        *,
+        tokens: int = 0,
+        num_reqs: int,
+        num_heads: int,
+        head_dim: int,
+        device: torch.device,
+        room: SplitRoom | None = None,
+    ) -> Splits:
+        """Room for a batch of `num_reqs`, padding included; within `room` where that is given."""
+        shape = (num_reqs if count > 1 else 0, num_heads, count)
+        num_sums = math.prod(shape)
+        floats = (room or SplitRoom(device)).take(num_sums * (head_dim + 1))
+        return cls(
+            count=count,
+            tokens=tokens,
+            outputs=floats[: num_sums * head_dim].view(*shape, head_dim),
+            log_sums=floats[num_sums * head_dim :].view(shape),
+        )
 
 
 def cut_tiles(

@@ -18,7 +18,6 @@ from chitu_like.attention.base import AttentionSpec, ForwardBatch, LayerKVCache
 from chitu_like.attention.ref import RefBackend
 from chitu_like.attention.triton import TritonBackend
 from chitu_like.ops.attention_tiles import Tile, Tiling
-from chitu_like.ops.triton import paged_decode
 from chitu_like.ops.triton.paged_attention import is_interpreted
 
 DEVICE = torch.device("cpu" if is_interpreted() else "cuda")
@@ -45,13 +44,12 @@ def make_spec(
     head_dim: int = 16,
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
-    windows: tuple[int | None, ...] = WINDOWS,
 ) -> AttentionSpec:
     return AttentionSpec(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        windows=windows,
+        windows=WINDOWS,
         block_size=block_size,
         dtype=dtype,
         device=DEVICE,
@@ -107,13 +105,14 @@ def check(
     requests: Requests,
     *,
     windows: tuple[int | None, ...] = (None,),
-    num_splits: float = 4,
+    num_splits: int = 4,
     tiling: Tiling | None = TILING,
     num_decodes: int | None = None,
 ) -> None:
     """Compare with `ref`, which is given zeros for NaN: it reads whole blocks."""
     batch, q = make_batch(spec, requests, num_decodes)
-    backend = TritonBackend(spec, tiling=tiling, num_programs=1, splits_per_request=num_splits)
+    num_programs = num_splits * batch.num_decodes * spec.num_kv_heads
+    backend = TritonBackend(spec, tiling=tiling, num_programs=num_programs)
     ref = RefBackend(spec)
     metadata = backend.plan(batch)
     kept = q.clone()
@@ -139,27 +138,13 @@ def test_a_mixed_batch_is_attended_as_ref_does() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("block_size", "num_splits"), [(1, 4), (16, 0.5), (24, 8), (128, 2)])
+@pytest.mark.parametrize(("block_size", "num_splits"), [(1, 4), (16, 1), (24, 8), (128, 2)])
 @pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES)
 def test_any_block_size_window_and_number_of_splits(
-    requests: Requests, block_size: int, num_splits: float
+    requests: Requests, block_size: int, num_splits: int
 ) -> None:
     spec = make_spec(3, 1, head_dim=8, block_size=block_size)
     check(spec, requests, windows=WINDOWS, num_splits=num_splits)
-
-
-@pytest.mark.slow
-def test_a_request_may_have_more_splits_than_are_merged_at_once() -> None:
-    check(make_spec(), [(1, 3), (1, 40 * TILE.keys - 5), (1, 90)], num_splits=15)
-
-
-@pytest.mark.slow
-def test_of_many_requests_the_heads_of_a_group_are_merged_together(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(paged_decode, "FEW_MERGES", 1)
-    for num_heads, num_kv_heads in ((6, 2), (8, 2), (5, 5)):
-        check(make_spec(num_heads, num_kv_heads), BATCHES["uneven decodes"], windows=WINDOWS)
 
 
 @pytest.mark.slow
@@ -175,15 +160,15 @@ def test_any_grouping_and_dtype(num_heads: int, num_kv_heads: int, dtype: torch.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 def test_the_tiles_of_the_table_serve_their_head_dims(head_dim: int, dtype: torch.dtype) -> None:
-    spec = make_spec(4, 2, head_dim, dtype=dtype, windows=(None, 70))
+    spec = make_spec(4, 2, head_dim, dtype=dtype)
     requests = [(1, 300), (1, 64), (40, 40), (70, 200)]
     check(spec, requests, windows=(None, 70), num_splits=2, tiling=None)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="an interpreter takes minutes")
-@pytest.mark.parametrize("num_splits", [0.5, 2, 4])
-def test_a_batch_as_large_and_uneven_as_in_service(num_splits: float) -> None:
-    spec = make_spec(32, 8, head_dim=128, dtype=torch.bfloat16, windows=(None, 700))
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_a_batch_as_large_and_uneven_as_in_service(num_splits: int) -> None:
+    spec = make_spec(32, 8, head_dim=128, dtype=torch.bfloat16)
     requests = [(1, random.randint(1, 1500)) for _ in range(200)]
     check(spec, requests, windows=(None, 700), num_splits=num_splits, tiling=None)
 
@@ -197,7 +182,6 @@ def test_random_batches() -> None:
             num_kv_heads,
             random.choice((4, 16, 20)),
             random.choice((1, 8, 16, 32, 100)),
-            windows=(None, random.randint(1, 60)),
         )
         requests = [(1, random.randint(1, 150)) for _ in range(random.randint(0, 3))]
         for _ in range(random.randint(0 if requests else 1, 2)):
@@ -207,8 +191,8 @@ def test_random_batches() -> None:
         check(
             spec,
             requests,
-            windows=tuple(spec.windows),
-            num_splits=random.choice((0.3, 1, 2, 8)),
+            windows=(None, random.randint(1, 60)),
+            num_splits=random.randint(1, 8),
             num_decodes=num_decodes,
         )
 
@@ -242,8 +226,10 @@ def test_a_request_without_context_gets_zeros_and_changes_nothing() -> None:
     ("num_programs", "split_tokens", "as_chunks"),
     [
         (16, 0, False),
-        pytest.param(1, 32, False, marks=pytest.mark.slow),
-        pytest.param(1, 0, True, marks=pytest.mark.slow),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((1, 0, False), (1, 32, False), (1, 0, True))
+        ),
     ],
 )
 def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
@@ -295,7 +281,7 @@ def test_kernels_that_start_early_compute_the_same() -> None:
 
     def layers(pdl: bool) -> Tensor:
         backend = TritonBackend(spec, pdl=pdl)
-        plan = backend.plan(batch)
+        plan = backend.plan_capture(batch)
 
         def run() -> Tensor:
             hidden = q

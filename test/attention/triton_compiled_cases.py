@@ -5,10 +5,8 @@ import torch
 from compiled import Compiled, compile_launches
 from torch import Tensor
 
-from chitu_like.ops.attention_tiles import TILE_FIELDS, tiling_for
-from chitu_like.ops.decode_splits import Cut, Splits
+from chitu_like.ops.attention_tiles import TILE_FIELDS, Splits, tiling_for
 from chitu_like.ops.flat_tables import FlatTables
-from chitu_like.ops.triton.decode_splits import cut_splits
 from chitu_like.ops.triton.flat_tables import flatten_tables
 from chitu_like.ops.triton.paged_decode import paged_decode
 from chitu_like.ops.triton.paged_prefill import paged_prefill
@@ -27,51 +25,49 @@ def empty_ids(*shape: int) -> Tensor:
     return empty(*shape, dtype=torch.int32)
 
 
-def decode_of(num_reqs: int, head_dim: int, window: int | None, *, pdl: bool) -> list[Compiled]:
-    dtype = torch.bfloat16
-    q = empty(num_reqs, NUM_HEADS, head_dim, dtype=dtype)
+def decode_of(
+    head_dim: int, dtype: torch.dtype, window: int | None, **splits: int | bool
+) -> list[Compiled]:
+    q = empty(4, NUM_HEADS, head_dim, dtype=dtype)
     cache = empty(99, 16, NUM_KV_HEADS, head_dim, dtype=dtype)
-    tile = tiling_for(head_dim, dtype).decode
-    splits = Splits.allocate(
-        Cut(keys=tile.keys, wanted=66),
-        (window,),
-        empty_ids(1),
-        num_reqs=num_reqs,
-        max_tokens=4096,
-        num_heads=NUM_HEADS,
-        head_dim=head_dim,
+    pdl = bool(splits.pop("pdl", False))
+    room = Splits.allocate(
+        16, num_reqs=4, num_heads=NUM_HEADS, head_dim=head_dim, device=META, **splits
     )
     return compile_launches(
-        lambda: [
-            cut_splits(empty_ids(num_reqs), splits),
-            paged_decode(
-                q,
-                cache,
-                cache,
-                empty_ids(num_reqs, 64),
-                torch.empty_like(q),
-                splits,
-                scale=0.1,
-                window=window,
-                tile=tile,
-                pdl=pdl,
-            ),
-        ]
+        lambda: paged_decode(
+            q,
+            cache,
+            cache,
+            empty_ids(4, 64),
+            empty_ids(4),
+            torch.empty_like(q),
+            room,
+            scale=0.1,
+            window=window,
+            tile=tiling_for(head_dim, dtype).decode,
+            pdl=pdl,
+        )
     )
 
 
 @pytest.mark.parametrize("window", [None, 4096])
 @pytest.mark.parametrize(
-    ("head_dim", "num_reqs", "pdl"),
-    [(64, 4, False), (128, 4, False), (256, 4, False), (128, 4, True), (128, 256, False)],
+    ("head_dim", "splits"),
+    [
+        (64, {}),
+        (128, {}),
+        (256, {}),
+        (128, {"pdl": True}),
+        (128, {"tokens": 2048}),
+    ],
 )
-def test_decode_spills_nothing(head_dim: int, num_reqs: int, pdl: bool, window: int | None) -> None:
-    cut, *kernels = decode_of(num_reqs, head_dim, window, pdl=pdl)
-    assert cut.spill_bytes == 0
+def test_decode_spills_nothing(head_dim: int, splits: dict[str, int], window: int | None) -> None:
+    kernels = decode_of(head_dim, torch.bfloat16, window, **splits)
     assert len(kernels) == 2
     for kernel in kernels:
         assert kernel.spill_bytes == 0, kernel.name
-        assert ("griddepcontrol.wait" in kernel.ptx) == pdl, kernel.name
+        assert ("griddepcontrol.wait" in kernel.ptx) == ("pdl" in splits), kernel.name
 
 
 @pytest.mark.parametrize("window", [None, 4096])

@@ -58,10 +58,10 @@ def test_candidates_that_cut_a_point_alike_are_measured_there_once(
 
     base = tiling_for(points[0].spec.head_dim, points[0].dtype)
     found = search(split_candidates(decode_candidates(base)[:1]), points, time)
-    assert len(found) == 4 * 4 * 2
-    assert [measured.count(at) for at in points[:1]] == [4 * 2]  # of one request waves decide
-    assert len(measured) < len(found) * len(points)
-    assert len({one.microseconds for one in found}) > 8
+    assert len(found) == 4 * 2
+    # 132 to 1056 programs of one request are 32 splits as a rule, the most there are.
+    assert 2 <= measured.count(points[0]) < len(found)
+    assert len({one.microseconds for one in found}) > 4
 
 
 def test_uneven_requests_have_the_same_lengths_every_time_and_no_other_than_asked_for() -> None:

@@ -1,15 +1,17 @@
 """Attention of one query token a request over its paged keys and values (split-KV decode).
 
-The keys of a request are cut into splits (ops/decode_splits.py), a program each; what they found is
-merged by a second kernel (FlashDecoding, Dao et al. 2023, https://pytorch.org/blog/flash-decoding). The
-only split of a request writes the result itself. The query heads of a group are the rows of one tile.
+One token gives too few programs to fill a device when requests are few, so the keys of a request are
+cut into splits, a program each; what they found is merged by a second kernel
+(FlashDecoding, Dao et al. 2023, https://pytorch.org/blog/flash-decoding). The query heads of a group are
+the rows of one tile.
 
-The grid depends on the room for splits alone; the splits are read on the device. So a call can be
-captured in a CUDA graph and replayed with other splits and block tables in the same memory. Programs
-without a split, and merges of one, leave at once. A request of no context gets zeros.
+The grid depends on the number of requests and splits alone; context lengths are read on the device.
+So a call can be captured in a CUDA graph and replayed with other lengths and tables in the same
+memory. A request of no context gets zeros.
 
-Splits are merged in their order, and those of a request in the same tiles wherever they stand: what a
-request gets, to the last bit, depends on how it was cut and on nothing else.
+Splits are equal shares of a request's keys, or runs of a fixed number of tokens that begin at fixed
+positions. With the latter, merged one after the other, nothing but its own context decides what a
+request gets, to the last bit.
 """
 
 from __future__ import annotations
@@ -18,117 +20,121 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chitu_like.ops.attention_tiles import Tile
-from chitu_like.ops.decode_splits import SPLIT_FIELDS, UNBOUNDED, Splits
-from chitu_like.ops.triton.launch import dependent_launch
+from chitu_like.ops.attention_tiles import Splits, Tile
 from chitu_like.ops.triton.paged_attention import LOG2_E, attend, cache_constants
 
-MERGED_OUTPUTS = 16
-"""Outputs of a split and a head that a merging program holds at once: registers, of which more would
-leave room for fewer programs."""
 
-FEW_MERGES = 1024
-"""Heads of a batch up to which each is merged by a program of its own; of more, those of a group
-are merged by one, or the device would be busy starting programs that have nothing to do. A GUESS."""
+@triton.jit
+def _merge_head(
+    outputs, log_sums, out, head, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, IN_ORDER: tl.constexpr,
+):  # fmt: skip
+    """The mean of the splits' outputs of one head of one request, weighted by their sums.
 
-_SPLIT_FIELDS = tl.constexpr(SPLIT_FIELDS)
+    IN_ORDER adds them one after the other, and empty ones as zeros: then the result does not depend
+    on how many of them there is room for. All is read once, and passes the first cache by.
+    """
+    dims = tl.arange(0, DIMS)
+    in_head = dims < HEAD_DIM
+    if IN_ORDER:
+        top = float("-inf")
+        for split in range(0, NUM_SPLITS):
+            log_sum = tl.load(log_sums + head * NUM_SPLITS + split, cache_modifier=".cg")
+            top = tl.maximum(top, log_sum)
+        total = 0.0
+        merged = tl.zeros([DIMS], tl.float32)
+        for split in range(0, NUM_SPLITS):
+            at = head * NUM_SPLITS + split
+            log_sum = tl.load(log_sums + at, cache_modifier=".cg")
+            num_dims = tl.where(log_sum == float("-inf"), 0, HEAD_DIM)
+            weight = tl.where(log_sum == float("-inf"), 0.0, tl.exp2(log_sum - top))
+            output = tl.load(
+                outputs + at * HEAD_DIM + dims, mask=dims < num_dims, other=0.0,
+                cache_modifier=".cg",
+            )  # fmt: skip
+            total += weight
+            merged += output * weight
+    else:
+        splits = head * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
+        log_sum = tl.load(log_sums + splits, cache_modifier=".cg")
+        top = tl.max(log_sum, 0)
+        weights = tl.exp2(log_sum - tl.where(top == float("-inf"), 0.0, top))
+        mask = (log_sum != float("-inf"))[:, None] & in_head[None, :]
+        output = tl.load(
+            outputs + splits[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0,
+            cache_modifier=".cg",
+        )  # fmt: skip
+        total = tl.sum(weights, 0)
+        merged = tl.sum(output * weights[:, None], 0)
+    # As in `attend`: 1 at least, or no split has a key.
+    merged = merged / tl.maximum(total, 1.0)
+    tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=in_head)
 
 
-@triton.jit(do_not_specialize=["log_sums", "block_tables", "table", "table_stride"])
+@triton.jit(do_not_specialize=["block_tables", "context_lens", "table_stride"])
 def _decode_kernel(
-    q, k, v, out, outputs, log_sums, block_tables, table, scale,
+    q, k, v, outputs, log_sums, block_tables, context_lens, scale,
     token_stride, q_head_stride, block_stride, slot_stride, head_stride, table_stride,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
     GROUP: tl.constexpr, DOT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PDL: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, SPLIT_TILES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One split by one key-value head: [GROUP, HEAD_DIM] output, and [GROUP] sums if there are more.
-
-    The key-value heads of a split stand side by side, as in the cache, and rows to spare at the end.
-    """
+    """One split of one key-value head of one request: [GROUP, HEAD_DIM] output and [GROUP] sums."""
+    request, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    num_kv_heads = tl.num_programs(1)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()  # for the query, and its key and value
-    split = tl.program_id(0) // NUM_KV_HEADS
-    kv_head = tl.program_id(0) % NUM_KV_HEADS
-    row = table + split * _SPLIT_FIELDS
-    request = tl.load(row).to(tl.int64)
-    low, high = tl.load(row + 1), tl.load(row + 2)
-    if request < 0:
-        return
+
+    high = tl.load(context_lens + request)
+    low = high * 0
+    if WINDOW > 0:
+        low = tl.maximum(high - WINDOW, 0)
+    if SPLIT_TILES > 0:
+        tiles_per_split = SPLIT_TILES
+        split_tile = split * SPLIT_TILES
+    else:  # equal runs of key tiles, over the keys that the token sees
+        first_tile = low // KEYS
+        tiles_per_split = tl.cdiv(tl.cdiv(high, KEYS) - first_tile, NUM_SPLITS)
+        split_tile = first_tile + split * tiles_per_split
+    split_low = tl.maximum(low, split_tile * KEYS)
+    split_high = tl.minimum(high, (split_tile + tiles_per_split) * KEYS)
 
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, DIMS)
     head = kv_head * GROUP + rows
     mask = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    q_at = request * token_stride + head[:, None] * q_head_stride + dims[None, :]
+    q_at = request.to(tl.int64) * token_stride + head[:, None] * q_head_stride + dims[None, :]
     queries = tl.load(q + q_at, mask=mask, other=0.0).to(DOT)
-    # As if the token stood at the split's last key: all the keys are ones that it sees.
     position = high - 1
     output, log_sum = attend(
         queries, tl.zeros([ROWS], tl.int32) + position, position, position,
         k + kv_head * head_stride, v + kv_head * head_stride,
-        block_tables + request * table_stride, block_stride, slot_stride,
-        low, high, scale, BLOCK_SIZE, WINDOW, HEAD_DIM, ROWS, DIMS, KEYS, DOT,
+        block_tables + request.to(tl.int64) * table_stride, block_stride, slot_stride,
+        split_low, split_high, scale, BLOCK_SIZE, WINDOW, HEAD_DIM, ROWS, DIMS, KEYS, DOT,
     )  # fmt: skip
 
-    if tl.load(row + 3) == 1:
-        at = (request * (NUM_KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + dims[None, :]
-        tl.store(out + at, output.to(out.dtype.element_ty), mask=mask)
-    else:
-        result = split.to(tl.int64) * (NUM_KV_HEADS * GROUP) + head
+    result = (request * num_kv_heads * GROUP + head) * NUM_SPLITS + split
+    if NUM_SPLITS > 1:
         tl.store(log_sums + result, log_sum, mask=rows < GROUP)
-        tl.store(outputs + result[:, None] * HEAD_DIM + dims[None, :], output, mask=mask)
+        # Of an empty split only the sum is read.
+        mask = mask & (rows < tl.where(split_low < split_high, GROUP, 0))[:, None]
+    result_at = result.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(outputs + result_at, output.to(outputs.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["log_sums", "spans"])
+@triton.jit
 def _merge_kernel(
-    outputs, log_sums, out, spans,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, HEADS: tl.constexpr,
-    SPLITS: tl.constexpr, PDL: tl.constexpr,
+    outputs, log_sums, out,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, NUM_SPLITS: tl.constexpr, IN_ORDER: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """HEADS heads of a request: the mean of its splits' outputs, weighted by their sums.
-
-    Invariant, after splits i with the sums s_i in base 2: top = max s_i, total = sum 2^(s_i - top),
-    merged = sum 2^(s_i - top) output_i. No split of several is without keys, so s_i is finite. All
-    is read once, and passes the first cache by.
-    """
+    """A program a head of a request."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    request = tl.program_id(0).to(tl.int64)
-    start, count = tl.load(spans + request * 2), tl.load(spans + request * 2 + 1)
-    if count == 1:
-        return
-
-    lanes, dims = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, DIMS)
-    head = tl.minimum(lanes, NUM_HEADS - 1)
-    top = tl.full([HEADS], float("-inf"), tl.float32)
-    total = tl.zeros([HEADS], tl.float32)
-    merged = tl.zeros([HEADS, DIMS], tl.float32)
-    for first in range(0, count, SPLITS):
-        split = first + tl.arange(0, SPLITS)
-        is_split = (split < count)[:, None]
-        at = (start + split).to(tl.int64)[:, None] * NUM_HEADS + head[None, :]  # [SPLITS, HEADS]
-        log_sum = tl.load(
-            log_sums + at, mask=is_split, other=float("-inf"), cache_modifier=".cg"
-        )  # fmt: skip
-        output = tl.load(
-            outputs + at[:, :, None] * HEAD_DIM + dims[None, None, :],
-            mask=is_split[:, :, None] & (dims < HEAD_DIM)[None, None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_top = tl.maximum(top, tl.max(log_sum, 0))
-        weights = tl.exp2(log_sum - new_top[None, :])
-        decay = tl.exp2(top - new_top)
-        total = total * decay + tl.sum(weights, 0)
-        merged = merged * decay[:, None] + tl.sum(output * weights[:, :, None], 0)
-        top = new_top
-    merged = merged / total[:, None]
-    mask = (lanes < NUM_HEADS)[:, None] & (dims < HEAD_DIM)[None, :]
-    at = (request * NUM_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(out + at, merged.to(out.dtype.element_ty), mask=mask)
+    head = tl.program_id(0).to(tl.int64)  # request * num_heads + head
+    _merge_head(outputs, log_sums, out, head, HEAD_DIM, DIMS, NUM_SPLITS, IN_ORDER)
 
 
 def paged_decode(
@@ -136,13 +142,14 @@ def paged_decode(
     k: Tensor,
     v: Tensor,
     block_tables: Tensor,
+    context_lens: Tensor,
     out: Tensor,
     splits: Splits,
     *,
     scale: float,
     window: int | None,
     tile: Tile,
-    pdl: bool | None = None,
+    pdl: bool = False,
 ) -> None:
     """Attend each request's last token to its context.
 
@@ -151,49 +158,42 @@ def paged_decode(
         k: [num_blocks, block_size, num_kv_heads, head_dim].
         v: the same.
         block_tables: [num_reqs, max_blocks] int32.
-        out: [num_reqs, num_heads, head_dim], contiguous; WRITTEN. Zero where there is no context.
-        splits: cut for this batch; outputs and log_sums are MODIFIED.
+        context_lens: [num_reqs] int32, the token itself included; 0 for none, where out is zeroed.
+        out: [num_reqs, num_heads, head_dim], contiguous; WRITTEN.
+        splits: MODIFIED.
         scale: multiplies q.k.
-        window: keys a token sees, itself included; None for all. One of the splits'.
-        tile: of the keys that the splits were cut for; rows are at least those of a group.
-        pdl: start while the kernel before ends (Hopper and later, Triton 3.6 and later); None: as
-            ops/triton/launch.py says of all kernels.
+        window: keys a token sees, itself included; None for all.
+        tile: rows are at least those of a group.
+        pdl: start while the kernel before ends (Hopper and later, Triton 3.6 and later). Off: the
+            programs that merge would take places from those whose end they wait for.
     """
-    assert splits.cut.keys == tile.keys, f"tiles of {tile.keys} keys, cut for {splits.cut.keys}"
     constants = cache_constants(k, v, q, window)
-    launch = dependent_launch(q.device)
-    if pdl is not None:
-        launch = {"PDL": pdl, **({"launch_pdl": True} if pdl else {})}
+    launch = {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
     num_reqs, num_heads, _ = q.shape
     num_kv_heads = k.shape[2]
-    index = splits.windows.index(window)
-    table = splits.table[index]
-    group = triton.next_power_of_2(num_heads // num_kv_heads)
-    _decode_kernel[(len(table) * num_kv_heads,)](
-        q, k, v, out, splits.outputs, splits.log_sums, block_tables, table, scale * LOG2_E,
+    assert splits.tokens % tile.keys == 0, f"splits of {splits.tokens} tokens, {tile.keys} a tile"
+    _decode_kernel[(num_reqs, num_kv_heads, splits.count)](
+        q, k, v, splits.outputs if splits.count > 1 else out, splits.log_sums,
+        block_tables, context_lens, scale * LOG2_E,
         *q.stride()[:2], *k.stride()[:3], block_tables.stride(0),
         **constants,
-        ROWS=max(tile.rows, group),
+        ROWS=max(tile.rows, triton.next_power_of_2(num_heads // num_kv_heads)),
         KEYS=tile.keys,
-        NUM_KV_HEADS=num_kv_heads,
+        NUM_SPLITS=splits.count,
+        SPLIT_TILES=splits.tokens // tile.keys,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **launch,
     )  # fmt: skip
-    if splits.has_merge:
-        # Where bits must not depend on the batch, neither may the way of adding.
-        is_few = splits.cut.wanted == UNBOUNDED or num_reqs * num_heads <= FEW_MERGES
-        heads = 1 if is_few else group
-        _merge_kernel[(num_reqs, triton.cdiv(num_heads, heads))](
+    if splits.count > 1:
+        _merge_kernel[(num_reqs * num_heads,)](
             splits.outputs,
             splits.log_sums,
             out,
-            splits.spans[index],
-            NUM_HEADS=num_heads,
             HEAD_DIM=constants["HEAD_DIM"],
             DIMS=constants["DIMS"],
-            HEADS=heads,
-            SPLITS=max(1, MERGED_OUTPUTS // heads),
+            NUM_SPLITS=splits.count,
+            IN_ORDER=splits.tokens > 0,
             num_warps=4,
             **launch,
         )
