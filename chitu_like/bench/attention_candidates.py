@@ -13,14 +13,20 @@ from chitu_like.bench.attention_case import attention_spec
 from chitu_like.bench.op_case import Setting
 from chitu_like.ops.attention_tiles import MIN_SIDE, Tile, Tiling
 
-DECODE_TILES = ((64, 2, 2), (64, 4, 2), (64, 2, 3), (64, 4, 5), (32, 2, 3), (32, 2, 5), (128, 4, 2))
-"""Keys, warps, stages. Block ids are a load before keys and values, so that Triton keeps a second tile
-of these in flight from 5 stages on."""
+DECODE_TILES = (
+    *((64, num_warps, num_stages) for num_warps in (2, 4) for num_stages in (2, 3, 4)),
+    *((32, num_warps, num_stages) for num_warps in (1, 2) for num_stages in (3, 4, 5)),
+    (128, 4, 2),
+    (128, 4, 3),
+    (128, 8, 3),
+)
+"""Keys, warps, stages."""
 PREFILL_TILES = (
     *((128, 128, 8, num_stages) for num_stages in (2, 3, 4)),
     *((128, 64, num_warps, num_stages) for num_warps in (4, 8) for num_stages in (2, 3, 4)),
     *((64, 64, 4, num_stages) for num_stages in (2, 3, 4)),
     (64, 128, 4, 2),
+    (64, 128, 4, 3),
 )
 """Rows, keys, warps, stages."""
 ALL_WAVES = (1, 2, 4, 8)

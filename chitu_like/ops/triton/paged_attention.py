@@ -39,13 +39,15 @@ def _take_tiles(
     Unless IS_MASKED, every row sees every key of these tiles; else [low, high) are those to read.
     """
     dims = tl.arange(0, DIMS)
+    at = begin + tl.arange(0, KEYS)
+    next_block = tl.load(table + at // BLOCK_SIZE, mask=at < high, other=0)
     for start in range(begin, end, KEYS):
         at = start + tl.arange(0, KEYS)
         is_key = (at >= low) & (at < high)
-        if IS_MASKED:
-            block = tl.load(table + at // BLOCK_SIZE, mask=is_key, other=0)
-        else:
-            block = tl.load(table + at // BLOCK_SIZE)
+        # Loaded a tile ahead: only where no load waits for another of the same round does Triton keep
+        # the tiles of later rounds in flight.
+        block = next_block
+        next_block = tl.load(table + (at + KEYS) // BLOCK_SIZE, mask=at + KEYS < high, other=0)
         slot = block.to(tl.int64) * block_stride + (at % BLOCK_SIZE).to(tl.int64) * slot_stride
         where = slot[:, None] + dims[None, :]
         if IS_MASKED:
