@@ -59,17 +59,17 @@ def _tiling(decode: tuple[int, int, int], prefill: tuple[int, int, int, int]) ->
 
 TILINGS = {
     # (head_dim up to, bytes an element): decode keys, warps, stages; prefill rows, keys, warps, stages
-    (64, 2): _tiling((128, 4, 3), (128, 64, 8, 3)),
-    (128, 2): _tiling((64, 2, 2), (128, 128, 8, 3)),
-    (256, 2): _tiling((32, 4, 3), (128, 64, 8, 2)),
+    (64, 2): _tiling((128, 4, 2), (128, 64, 8, 3)),
+    (128, 2): _tiling((64, 4, 2), (128, 128, 8, 3)),
+    (256, 2): _tiling((32, 4, 2), (128, 32, 8, 3)),
     (64, 4): _tiling((64, 4, 2), (32, 32, 4, 2)),
     (128, 4): _tiling((16, 4, 2), (32, 16, 8, 2)),
     (256, 4): _tiling((16, 4, 2), (32, 16, 8, 2)),
 }
 """Heads of 128 in 16 bits: the best of benchmarks/tune_attention.py on an H200 (benchmarks/RESULTS.md).
 
-The others are GUESSES: all that is known, from compiling for sm_90, is that nothing spills registers
-but 72 bytes at 256. float32 is here to be compared with, not to be fast.
+The others are GUESSES: all that is known, from compiling for sm_90, is that nothing spills registers.
+float32 is here to be compared with, not to be fast.
 """
 
 
