@@ -18,13 +18,7 @@ from torch import Tensor
 
 from chitu_like.ops import draw, sampling
 from chitu_like.ops.triton import draw as twin
-from chitu_like.ops.triton.draw_tiling import (
-    FEW_ROWS,
-    MANY_ROWS,
-    SOME_ROWS,
-    DrawTiling,
-    tiling_for,
-)
+from chitu_like.ops.triton.draw_tiling import TILINGS, DrawTiling, tiling_for
 from chitu_like.ops.triton.gumbel import gumbel_noise, may_win, noise_bits, noise_keys
 from chitu_like.ops.triton.truncation import WEIGHT_UNITS, last_kept_key, load_limits
 
@@ -132,9 +126,9 @@ def check(logits: Tensor, rows: list[Row], tiling: DrawTiling = SMALL, position:
 
 
 @triton.jit
-def _noise_kernel(params, position, bits, noise, COUNT: tl.constexpr):
+def noise_kernel(table, position, bits, noise, COUNT: tl.constexpr):
     token_ids = tl.arange(0, COUNT)
-    key0, key1 = noise_keys(params, position.to(tl.int64))
+    key0, key1 = noise_keys(table, position.to(tl.int64))
     drawn = noise_bits(token_ids, key0, key1)
     tl.store(bits + token_ids, drawn.to(tl.int32, bitcast=True))
     tl.store(noise + token_ids, gumbel_noise(token_ids, key0, key1))
@@ -146,7 +140,7 @@ def test_noise_has_the_bits_of_the_reference(seed: int, position: int) -> None:
     params = draw.pack_params(seed=seed, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     made = torch.empty(count, dtype=torch.int32, device=DEVICE)
     noise = torch.empty(count, device=DEVICE)
-    _noise_kernel[(1,)](torch.from_numpy(params).to(DEVICE), position, made, noise, COUNT=count)
+    noise_kernel[(1,)](torch.from_numpy(params).to(DEVICE), position, made, noise, COUNT=count)
     keys = sampling.noise_keys(np.array([seed], np.uint64), np.array([position], np.int64))
     key0, key1 = (int(key.view(np.uint32)[0]) for key in keys)
     expected = [reference_mix(reference_mix(token) ^ key0, key1) for token in range(count)]
@@ -158,9 +152,9 @@ def test_noise_has_the_bits_of_the_reference(seed: int, position: int) -> None:
 
 
 @triton.jit
-def _may_win_kernel(params, scores, margin, noise, may, COUNT: tl.constexpr):
+def may_win_kernel(table, scores, margin, noise, may, COUNT: tl.constexpr):
     token_ids = tl.arange(0, COUNT)
-    key0, key1 = noise_keys(params, tl.full((), 5, tl.int64))
+    key0, key1 = noise_keys(table, tl.full((), 5, tl.int64))
     drawn = gumbel_noise(token_ids, key0, key1)
     floor = drawn + tl.load(scores + token_ids) + margin
     tl.store(noise + token_ids, drawn)
@@ -175,9 +169,9 @@ def test_what_reaches_a_score_may_win_and_what_falls_short_of_it_does_not(seed: 
     params, noise = torch.from_numpy(row).to(DEVICE), torch.empty(count, device=DEVICE)
     scores = -20 * torch.rand(count, device=DEVICE)
     may = torch.empty(count, dtype=torch.int32, device=DEVICE)
-    _may_win_kernel[(1,)](params, scores, 0.0, noise, may, COUNT=count)
+    may_win_kernel[(1,)](params, scores, 0.0, noise, may, COUNT=count)
     assert may.all()
-    _may_win_kernel[(1,)](params, scores, 0.1, noise, may, COUNT=count)
+    may_win_kernel[(1,)](params, scores, 0.1, noise, may, COUNT=count)
     is_large = noise > 4.0  # where 1 - uniform is nearly -log(uniform)
     assert is_large.sum() > 100
     assert not may[is_large].any()
@@ -187,14 +181,14 @@ def test_what_reaches_a_score_may_win_and_what_falls_short_of_it_does_not(seed: 
 
 
 @triton.jit
-def _threshold_kernel(logits, params, last, vocab_size, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    temperature, top_k, top_p, min_p_key = load_limits(params, vocab_size)
+def threshold_kernel(logits, table, last, vocab_size, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    temperature, top_k, top_p, min_p_key = load_limits(table, vocab_size)
     ids = tl.arange(0, BLOCK)
     row = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf"))
     best = tl.max(row, 0)
     total = tl.sum(tl.exp(-tl.div_rn(best - row, temperature)), 0)
     key = last_kept_key(
-        logits, params, 0, vocab_size, best, temperature, top_k, top_p, min_p_key,
+        logits, table, 0, vocab_size, best, temperature, top_k, top_p, min_p_key,
         (total * WEIGHT_UNITS).to(tl.int64), 0, CHUNK,
     )  # fmt: skip
     tl.store(last, key)
@@ -203,7 +197,7 @@ def _threshold_kernel(logits, params, last, vocab_size, CHUNK: tl.constexpr, BLO
 def found_threshold(logits: Tensor, row: Row) -> float:
     last = torch.empty(1, dtype=torch.int32, device=DEVICE)
     size = len(logits)
-    _threshold_kernel[(1,)](
+    threshold_kernel[(1,)](
         logits.to(DEVICE), pack([row])[0], last, size,
         CHUNK=64, BLOCK=triton.next_power_of_2(size),
     )  # fmt: skip
@@ -372,7 +366,7 @@ def test_an_empty_batch_launches_nothing() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("spread", [0.5, 2.5])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("num_rows", [1, 7, 256])
+@pytest.mark.parametrize("num_rows", [1, 7, 33, 256])
 def test_real_sizes_draw_the_reference_tokens(
     num_rows: int, dtype: torch.dtype, spread: float
 ) -> None:
@@ -386,11 +380,11 @@ def test_real_sizes_draw_the_reference_tokens(
 def test_however_many_rows_are_cut_the_same_tokens_are_drawn(spread: float) -> None:
     rows = [ROWS[i % len(ROWS)] for i in range(96)]
     logits = (torch.randn(len(rows), 128_256, device=DEVICE) * spread).bfloat16()
-    few, some, many = (drawn_by(cut, logits, rows) for cut in (FEW_ROWS, SOME_ROWS, MANY_ROWS))
-    assert torch.equal(few, some)
-    assert torch.equal(few, many)
+    first, *others = (drawn_by(cut, logits, rows) for cut in TILINGS)
+    for other in others:
+        assert torch.equal(first, other)
     for _ in range(20):  # whichever program is the last one
-        assert torch.equal(few, drawn_by(MANY_ROWS, logits, rows))
+        assert torch.equal(first, drawn_by(TILINGS[-1], logits, rows))
 
 
 @pytest.mark.gpu
