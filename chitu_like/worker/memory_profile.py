@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from chitu_like.core.batch import ScheduledBatch
+from chitu_like.ops.triton.draw_tiling import row_counts
 from chitu_like.worker import memory
 from chitu_like.worker.device import available_host_bytes
 from chitu_like.worker.model_runner import ModelRunner
+from chitu_like.worker.options import RunnerOptions
 from chitu_like.worker.profile_batch import make_profile_batch
 from chitu_like.worker.recorded_steps import StepSizes
 
@@ -76,24 +79,43 @@ def _plan_by_shapes(
 def _activation_bytes(runner: ModelRunner) -> int:
     """Peak of the largest steps beside weights and cache: one long prompt, then many requests.
 
-    The first asks for no log-probabilities, as most will: what draws its token is then compiled.
+    The first asks for no log-probabilities, as most will; the second does, and small steps follow it.
     """
     options = runner.options
+    max_reqs = min(options.max_reqs, options.max_num_batched_tokens)
     peak = 0
-    for num_reqs in sorted({1, min(options.max_reqs, options.max_num_batched_tokens)}):
+    for num_reqs in sorted({1, max_reqs}):
         num_tokens = min(options.max_num_batched_tokens // num_reqs, options.max_seq_len)
-        batch = make_profile_batch(
-            num_reqs, num_tokens, options.block_size, wants_logprobs=num_reqs > 1
-        )
+        batches = [
+            make_profile_batch(
+                num_reqs, num_tokens, options.block_size, wants_logprobs=num_reqs > 1
+            )
+        ]
+        if num_reqs == max_reqs:
+            batches += _drawn_otherwise(max_reqs, options)
         num_blocks = num_reqs * runner.kv_spec.blocks_for(num_tokens)
         runner.allocate(num_blocks, max_reqs=num_reqs, max_seq_len=num_tokens, sizes=StepSizes())
         torch.cuda.reset_peak_memory_stats(runner.device)
         before = torch.cuda.memory_allocated(runner.device)
-        runner.execute(batch)
+        for batch in batches:
+            runner.execute(batch)
         peak = max(peak, torch.cuda.max_memory_allocated(runner.device) - before)
         runner.free()
         torch.cuda.empty_cache()
     return peak
+
+
+def _drawn_otherwise(max_reqs: int, options: RunnerOptions) -> list[ScheduledBatch]:
+    """Steps of one token a request whose tokens other kernels draw than those of the largest steps.
+
+    What would else be compiled while a request waits. Kernels differ by the number of rows and by the
+    logits' dtype: float32 for all that `Sampler.draw` alone cannot serve, log-probabilities for one.
+    """
+    ways = {(n, wants_logprobs) for n in row_counts(max_reqs) for wants_logprobs in (False, True)}
+    return [
+        make_profile_batch(num_reqs, 1, options.block_size, wants_logprobs=wants_logprobs)
+        for num_reqs, wants_logprobs in sorted(ways - {(1, False), (max_reqs, max_reqs > 1)})
+    ]
 
 
 def _graph_bytes(runner: ModelRunner) -> int:
