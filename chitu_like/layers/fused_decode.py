@@ -23,7 +23,6 @@ from chitu_like.layers.linear import Linear
 from chitu_like.layers.norm import RMSNorm
 from chitu_like.layers.options import LayerOptions
 from chitu_like.ops.linear import FewTokens, skinny_kernel
-from chitu_like.ops.linear_candidates import early_variants
 from chitu_like.ops.linear_fused import Operand
 from chitu_like.ops.linear_table import LinearTable, TableRow, table_for
 from chitu_like.ops.linear_tiles import (
@@ -43,10 +42,6 @@ rotation still to come -> what attention gives the output projection [num_tokens
 NORM_LINEAR = LinearWork(has_norm=True)
 NORM_GATE_UP = LinearWork(has_norm=True, epilogue=Epilogue.SILU_AND_MUL)
 LINEAR_ADD = LinearWork(epilogue=Epilogue.ADD)
-
-
-CACHED_BYTES = 40 << 20
-"""A weight so large is still there when it is wanted: an H200 caches 50 MiB. Not measured yet."""
 
 
 class MakeKernel(Protocol):
@@ -203,8 +198,6 @@ def _bind(
     make_kernel: MakeKernel,
 ) -> list[FewTokens]:
     begun = (None, parts.post_norm, None, next_norm)
-    qkv, o, gate_up, down = tiles
-    tiles = (qkv, _while_attention_runs(o, parts.o_proj.weight.data), gate_up, down)
     return [
         make_kernel(
             linear.weight.data,
@@ -216,13 +209,3 @@ def _bind(
         )
         for (work, linear, finished), norm, tile in zip(parts.products, begun, tiles, strict=True)
     ]
-
-
-def _while_attention_runs(tile: SkinnyTile, weight: Tensor) -> SkinnyTile:
-    """The tile of the output projection, its whole weight asked for as early as can be.
-
-    Attention of few tokens leaves the memory idle; every other product follows one that does not.
-    """
-    if not tile.starts_early or weight.nbytes > CACHED_BYTES:
-        return tile
-    return early_variants(tile, weight.shape[1])[-1]

@@ -218,33 +218,6 @@ def test_the_four_products_together_must_be_faster(layer: TinyLayer) -> None:
     assert build(layer, LinearTable([replace(qkv, other_us=13.1), *others])) is not None
 
 
-@pytest.mark.parametrize("starts_early", [False, True])
-def test_the_output_projection_asks_for_its_weight_while_attention_runs(
-    layer: TinyLayer, starts_early: bool
-) -> None:
-    for linear in layer.linears:  # large enough to be asked for
-        out_features, in_features = linear.weight.shape
-        linear.weight.data = torch.empty(8 * out_features, 16 * in_features)
-    tiles = []
-
-    def make_kernel(weight: Tensor, bias: Tensor | None, tile: SkinnyTile, **_) -> FewTokens:
-        tiles.append(tile)
-        return reference_kernel(weight, bias, tile)
-
-    tile = replace(TILE, starts_early=starts_early)
-    rows = [replace(row, tile=tile) for row in rows_of(layer.parts, 4, gain_us=1.0)]
-    FusedDecode.build(
-        [layer.parts],
-        activation="silu",
-        options=layer.options,
-        table=LinearTable(rows),
-        make_kernel=make_kernel,
-    )
-    o_features = 16 * HEADS * HEAD_DIM // TILE.splits
-    o_tile = replace(tile, prefetch=o_features) if starts_early else tile
-    assert tiles == [tile, o_tile, tile, tile]
-
-
 def test_without_a_measurement_of_each_there_is_nothing_to_take(layer: TinyLayer) -> None:
     rows = rows_of(layer.parts, 4, gain_us=1.0)
     assert build(layer, LinearTable(rows[:-1])) is None
