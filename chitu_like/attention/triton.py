@@ -71,7 +71,7 @@ class TritonBackend(PlannedByTensors):
 
     Args:
         spec: the model's attention.
-        tiling: sizes of the kernels' tiles; None: what TILINGS says.
+        tiling: sizes of the kernels' tiles; None: what TILINGS says, cut to fit the device.
         num_programs: decode programs wanted at once; None: what fills the device.
         split_tokens: tokens of a decode's split, so that its result does not depend on the batch
             either, to the last bit; a multiple of the decode tile's keys, DETERMINISTIC_SPLIT is
@@ -105,11 +105,13 @@ class TritonBackend(PlannedByTensors):
 
         self._decode, self._prefill = paged_decode, paged_prefill
         self._spec = spec
-        self._tiling = tiling or tiling_for(spec.head_dim, spec.dtype)
-        if num_programs is None:
+        if tiling is None or num_programs is None:
             device = torch.cuda.get_device_properties(spec.device)
-            num_programs = WAVES * device.multi_processor_count
-        self._num_programs = num_programs
+            # The system keeps 1 KiB of what a program has.
+            shared_bytes = device.shared_memory_per_multiprocessor - 1024
+            tiling = tiling or tiling_for(spec.head_dim, spec.dtype, shared_bytes)
+            num_programs = num_programs or WAVES * device.multi_processor_count
+        self._tiling, self._num_programs = tiling, num_programs
         self._split_tokens = split_tokens
         self._decodes_as_chunks = decodes_as_chunks
         self._group = spec.num_heads // spec.num_kv_heads

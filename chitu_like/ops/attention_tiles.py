@@ -6,7 +6,7 @@ Apart from the kernels, so that planning needs no Triton.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ MIN_SIDE = 16
 
 MAX_HEAD_DIM = 256
 TILE_FIELDS = 5  # of a row of `cut_tiles`
+
+HOPPER_SHARED_BYTES = 227 << 10
+"""Shared memory that a program may have on the devices that the tiles below were cut for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +76,35 @@ float32 is here to be compared with, not to be fast.
 """
 
 
-def tiling_for(head_dim: int, dtype: torch.dtype) -> Tiling:
-    """The row of TILINGS for heads of `head_dim`, at most MAX_HEAD_DIM."""
+def tiling_for(
+    head_dim: int, dtype: torch.dtype, shared_bytes: int = HOPPER_SHARED_BYTES
+) -> Tiling:
+    """The row of TILINGS for heads of `head_dim`, its tiles cut until they fit a smaller device.
+
+    Args:
+        head_dim: MAX_HEAD_DIM at most.
+        dtype: of queries, keys and values.
+        shared_bytes: that a program may have.
+    """
     limit = max(64, 1 << (head_dim - 1).bit_length())
-    return TILINGS[limit, dtype.itemsize]
+    tiling, row_bytes = TILINGS[limit, dtype.itemsize], limit * dtype.itemsize
+    return Tiling(
+        decode=_fitting(tiling.decode, row_bytes, shared_bytes),
+        prefill=_fitting(tiling.prefill, row_bytes, shared_bytes),
+    )
+
+
+def _fitting(tile: Tile, row_bytes: int, shared_bytes: int) -> Tile:
+    """The tile, its longer side halved until its queries, and keys and values of all stages, fit."""
+    while (
+        max(tile.rows, tile.keys) > MIN_SIDE
+        and (tile.rows + 2 * tile.keys * tile.num_stages) * row_bytes > shared_bytes
+    ):
+        if tile.keys >= tile.rows:
+            tile = replace(tile, keys=tile.keys // 2)
+        else:
+            tile = replace(tile, rows=tile.rows // 2)
+    return tile
 
 
 class SplitRoom:

@@ -10,7 +10,14 @@ from tiny_model import tiny_options
 from chitu_like.attention.base import AttentionSpec
 from chitu_like.attention.triton import TritonBackend
 from chitu_like.core.errors import UnsupportedError
-from chitu_like.ops.attention_tiles import cut_tiles, decode_tiles
+from chitu_like.ops.attention_tiles import (
+    MAX_HEAD_DIM,
+    MIN_SIDE,
+    TILINGS,
+    cut_tiles,
+    decode_tiles,
+    tiling_for,
+)
 from chitu_like.worker.options import make_backend
 
 
@@ -75,6 +82,23 @@ def test_decodes_as_chunks_have_the_tiles_of_chunks(group: int, rows: int) -> No
 def test_decodes_alone_give_no_tiles() -> None:
     lens = np.array([1, 1], np.int32)
     assert cut_tiles(lens, lens, 2, group=4, rows=16).shape == (0, 5)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 128, MAX_HEAD_DIM])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shared_kib", [99, 163, 227])  # Ada, A100, Hopper
+def test_tiles_fit_the_shared_memory_of_the_device(
+    shared_kib: int, dtype: torch.dtype, head_dim: int
+) -> None:
+    measured = TILINGS[max(64, 1 << (head_dim - 1).bit_length()), dtype.itemsize]
+    tiling = tiling_for(head_dim, dtype, shared_kib << 10)
+    for tile, most in ((tiling.decode, measured.decode), (tiling.prefill, measured.prefill)):
+        rows = tile.rows + 2 * tile.num_stages * tile.keys
+        assert rows * head_dim * dtype.itemsize <= shared_kib << 10
+        assert min(tile.rows, tile.keys) >= MIN_SIDE
+        assert most.rows % tile.rows == most.keys % tile.keys == 0
+    if shared_kib == 227:
+        assert tiling == measured == tiling_for(head_dim, dtype)
 
 
 def test_it_serves_cuda_devices_and_heads_that_fit() -> None:
