@@ -39,6 +39,7 @@ from chitu_like.attention.base import (
 from chitu_like.attention.composed import ComposedMetadata, compose
 from chitu_like.attention.flash_attn import FlashAttnBackend
 from chitu_like.attention.flashinfer import FlashInferBackend
+from chitu_like.attention.package import import_package
 from chitu_like.attention.ref import RefBackend, RefMetadata
 from chitu_like.attention.sdpa import SdpaBackend
 from chitu_like.attention.sdpa_plan import SdpaMetadata
@@ -258,6 +259,22 @@ def test_a_missing_package_is_named_with_its_extra(
     spec = make_spec(SHAPES["grouped"], 16, torch.bfloat16)
     with pytest.raises(UnsupportedError, match=rf"{module}.*pip install chitu_like\[{extra}\]"):
         attention_backends.get(name)(spec)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("versions differ"), OSError("no libnvrtc.so")])
+def test_a_package_that_cannot_be_imported_is_refused_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_module: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(UnsupportedError) as refusal:
+        import_package("flashinfer", extra="flashinfer")
+    assert str(refusal.value) == (
+        f"flashinfer of infer.attn_type cannot import flashinfer ({error}): "
+        "pip install chitu_like[flashinfer], or set infer.attn_type to triton or sdpa"
+    )
 
 
 def spec_of(**changes: object) -> AttentionSpec:
