@@ -47,7 +47,7 @@ def why_not_captured(attn_type: str) -> str | None:
 
 def _why_not_flashinfer(facts: DeviceFacts, head_dim: int, dtype: Dtype) -> str | None:
     if not facts.has_flashinfer:
-        return "FlashInfer is not installed"
+        return "FlashInfer with kernels or nvcc is not installed"
     if head_dim not in FLASHINFER_HEAD_DIMS or dtype == "float32":
         return f"FlashInfer does not serve heads of {head_dim} in {dtype}"
     return None

@@ -80,10 +80,12 @@ def test_a_gpu_takes_the_fastest_attention_that_is_installed() -> None:
     assert reason(done, "infer.use_cuda_graph") == "a decode step is one launch"
     done = resolved(replace(H200, has_triton=True))
     assert (done.attn_type, done.use_cuda_graph) == ("triton", True)
-    assert reason(done, "infer.attn_type") == "FlashInfer is not installed"
+    assert reason(done, "infer.attn_type") == "FlashInfer with kernels or nvcc is not installed"
     done = resolved(H200)
     assert (done.attn_type, done.use_cuda_graph) == ("sdpa", False)
-    assert reason(done, "infer.attn_type") == "FlashInfer is not installed; Triton is not installed"
+    assert reason(done, "infer.attn_type") == (
+        "FlashInfer with kernels or nvcc is not installed; Triton is not installed"
+    )
     assert reason(done, "infer.use_cuda_graph") == (
         "decodes of infer.attn_type=sdpa are planned on the host"
     )
