@@ -6,7 +6,6 @@ weights load; then it runs the engine in this process until the front end says t
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import importlib
 import logging
@@ -16,7 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import FrameType
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -114,8 +114,7 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
     _interrupt_on_signals()
     console = Console()
     # torch takes seconds to import, and so does what the front end serves with: both at once.
-    importing = threading.Thread(target=_import_rank, name="import-torch")  # exit waits for it
-    importing.start()
+    importing = import_beside("chitu_like.rank")
     with FrontEndProcess(config, files, started) as front_end:
         console.print(f"listening on {front_end.url}, loading the model ...", highlight=False)
         is_reported = threading.Event()
@@ -126,8 +125,8 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
 
         front_end.when_ended(_exit_with_front_end, when_ready=invite)
         phases.end("front end")
-        importing.join()
-        from chitu_like.rank import lead  # if that failed in the thread, it fails here
+        importing.result()
+        from chitu_like.rank import lead
         from chitu_like.startup_report import print_report
 
         def announce(loaded: LoadedEngine, address: str) -> None:
@@ -153,9 +152,12 @@ def _lead(config: ServeConfig, files: ModelFiles, environ: Mapping[str, str]) ->
     return code
 
 
-def _import_rank() -> None:
-    with contextlib.suppress(Exception):  # whoever imports it next hears of it
-        importlib.import_module("chitu_like.rank")
+def import_beside(module: str) -> Future[ModuleType]:
+    """Import a module in a thread, for which an exit of the process waits.
+
+    Its error is kept: torch, imported again after it failed, would fail of something else.
+    """
+    return ThreadPoolExecutor(1, "import").submit(importlib.import_module, module)
 
 
 def _interrupt_on_signals() -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from processes import PATIENCE_S, until_asleep
 
 from chitu_like.core.ending import LAST_WORDS_S
-from chitu_like.launch import launch
+from chitu_like.launch import import_beside, launch
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -96,7 +96,7 @@ def test_a_mistake_of_another_node_is_said_by_its_first_rank_once_rank_0_had_tim
 WAIT_FOR_NOBODY = """
 import sys
 from chitu_like import rank
-from chitu_like.launch import launch
+from chitu_like.launch import import_beside, launch
 
 find_address = rank.find_address
 
@@ -144,3 +144,15 @@ def test_help_is_shown_however_the_service_is_started(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: chitu-like serve")
     assert "KEY=VALUE" in done.stdout
+
+
+def test_a_module_that_fails_to_import_beside_says_why_it_failed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "fails_on.py").write_text('raise OSError("libcudnn.so is missing")\n')
+    importing = import_beside("fails_on")
+    with pytest.raises(OSError, match=r"libcudnn\.so is missing"):
+        importing.result(PATIENCE_S)
+    (tmp_path / "imports_well.py").write_text("ANSWER = 1\n")
+    assert import_beside("imports_well").result(PATIENCE_S) is sys.modules["imports_well"]
