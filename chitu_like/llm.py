@@ -377,8 +377,10 @@ class LLM:
 
 
 def _shut_down(engine: Engine) -> None:
-    engine.shutdown()
-    gc.unfreeze()  # what is left of the model may be collected
+    try:
+        engine.shutdown()
+    finally:
+        gc.unfreeze()  # what is left of the model may be collected
 
 
 def _check_is_one_instance(config: ServeConfig) -> None:
