@@ -17,7 +17,7 @@ from torch import Tensor
 from chitu_like.attention.base import AttentionSpec, ForwardBatch, LayerKVCache
 from chitu_like.attention.ref import RefBackend
 from chitu_like.attention.triton import TritonBackend
-from chitu_like.ops.attention_tiles import Tile, Tiling
+from chitu_like.ops.attention_tiles import Tile, Tiling, tiling_for
 from chitu_like.ops.triton.paged_attention import is_interpreted
 
 DEVICE = torch.device("cpu" if is_interpreted() else "cuda")
@@ -162,7 +162,8 @@ def test_any_grouping_and_dtype(num_heads: int, num_kv_heads: int, dtype: torch.
 def test_the_tiles_of_the_table_serve_their_head_dims(head_dim: int, dtype: torch.dtype) -> None:
     spec = make_spec(4, 2, head_dim, dtype=dtype)
     requests = [(1, 300), (1, 64), (40, 40), (70, 200)]
-    check(spec, requests, windows=(None, 70), num_splits=2, tiling=None)
+    tiling = tiling_for(head_dim, dtype)
+    check(spec, requests, windows=(None, 70), num_splits=2, tiling=tiling)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="an interpreter takes minutes")
