@@ -6,9 +6,10 @@ up in another. Here a layer is
     [norm, qkv]   attention   [o, add, norm]   [norm, gate_up, SiLU, mul]   [down, add, norm]
 
 and the residual stream is complete between the brackets. A norm is begun by the product that writes the
-stream and finished by the one that reads it: see ops/linear_fused.py. That pays only where the kernels together are faster, which the table of measurements decides, by
-number of tokens. Where it says nothing, and for quantised layers, several ranks, activations other than
-SiLU and infer.deterministic, there is no FusedDecode and a layer computes as ever.
+stream and finished by the one that reads it: see ops/linear_fused.py. That pays only where the kernels
+together are faster, which the table of measurements decides, by number of tokens. Where it says nothing,
+and for quantised layers, several ranks, activations other than SiLU and infer.deterministic, there is no
+FusedDecode and a layer computes as ever.
 """
 
 from __future__ import annotations

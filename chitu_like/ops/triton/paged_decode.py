@@ -24,53 +24,6 @@ from chitu_like.ops.attention_tiles import Splits, Tile
 from chitu_like.ops.triton.paged_attention import LOG2_E, attend, cache_constants
 
 
-@triton.jit
-def _merge_head(
-    outputs, log_sums, out, head, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, IN_ORDER: tl.constexpr,
-):  # fmt: skip
-    """The mean of the splits' outputs of one head of one request, weighted by their sums.
-
-    IN_ORDER adds them one after the other, and empty ones as zeros: then the result does not depend
-    on how many of them there is room for. All is read once, and passes the first cache by.
-    """
-    dims = tl.arange(0, DIMS)
-    in_head = dims < HEAD_DIM
-    if IN_ORDER:
-        top = float("-inf")
-        for split in range(0, NUM_SPLITS):
-            log_sum = tl.load(log_sums + head * NUM_SPLITS + split, cache_modifier=".cg")
-            top = tl.maximum(top, log_sum)
-        total = 0.0
-        merged = tl.zeros([DIMS], tl.float32)
-        for split in range(0, NUM_SPLITS):
-            at = head * NUM_SPLITS + split
-            log_sum = tl.load(log_sums + at, cache_modifier=".cg")
-            num_dims = tl.where(log_sum == float("-inf"), 0, HEAD_DIM)
-            weight = tl.where(log_sum == float("-inf"), 0.0, tl.exp2(log_sum - top))
-            output = tl.load(
-                outputs + at * HEAD_DIM + dims, mask=dims < num_dims, other=0.0,
-                cache_modifier=".cg",
-            )  # fmt: skip
-            total += weight
-            merged += output * weight
-    else:
-        splits = head * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
-        log_sum = tl.load(log_sums + splits, cache_modifier=".cg")
-        top = tl.max(log_sum, 0)
-        weights = tl.exp2(log_sum - tl.where(top == float("-inf"), 0.0, top))
-        mask = (log_sum != float("-inf"))[:, None] & in_head[None, :]
-        output = tl.load(
-            outputs + splits[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0,
-            cache_modifier=".cg",
-        )  # fmt: skip
-        total = tl.sum(weights, 0)
-        merged = tl.sum(output * weights[:, None], 0)
-    # As in `attend`: 1 at least, or no split has a key.
-    merged = merged / tl.maximum(total, 1.0)
-    tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=in_head)
-
-
 @triton.jit(do_not_specialize=["block_tables", "context_lens", "table_stride"])
 def _decode_kernel(
     q, k, v, outputs, log_sums, block_tables, context_lens, scale,
@@ -129,12 +82,50 @@ def _merge_kernel(
     HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, NUM_SPLITS: tl.constexpr, IN_ORDER: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """A program a head of a request."""
+    """The mean of the splits' outputs of one head of one request, weighted by their sums.
+
+    IN_ORDER adds them one after the other, and empty ones as zeros: then the result does not depend
+    on how many of them there is room for. Loads pass the first cache by, where little is read again.
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     head = tl.program_id(0).to(tl.int64)  # request * num_heads + head
-    _merge_head(outputs, log_sums, out, head, HEAD_DIM, DIMS, NUM_SPLITS, IN_ORDER)
+    dims = tl.arange(0, DIMS)
+    in_head = dims < HEAD_DIM
+    if IN_ORDER:
+        top = float("-inf")
+        for split in range(0, NUM_SPLITS):
+            log_sum = tl.load(log_sums + head * NUM_SPLITS + split, cache_modifier=".cg")
+            top = tl.maximum(top, log_sum)
+        total = 0.0
+        merged = tl.zeros([DIMS], tl.float32)
+        for split in range(0, NUM_SPLITS):
+            at = head * NUM_SPLITS + split
+            log_sum = tl.load(log_sums + at, cache_modifier=".cg")
+            num_dims = tl.where(log_sum == float("-inf"), 0, HEAD_DIM)
+            weight = tl.where(log_sum == float("-inf"), 0.0, tl.exp2(log_sum - top))
+            output = tl.load(
+                outputs + at * HEAD_DIM + dims, mask=dims < num_dims, other=0.0,
+                cache_modifier=".cg",
+            )  # fmt: skip
+            total += weight
+            merged += output * weight
+    else:
+        splits = head * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
+        log_sum = tl.load(log_sums + splits, cache_modifier=".cg")
+        top = tl.max(log_sum, 0)
+        weights = tl.exp2(log_sum - tl.where(top == float("-inf"), 0.0, top))
+        mask = (log_sum != float("-inf"))[:, None] & in_head[None, :]
+        output = tl.load(
+            outputs + splits[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0,
+            cache_modifier=".cg",
+        )  # fmt: skip
+        total = tl.sum(weights, 0)
+        merged = tl.sum(output * weights[:, None], 0)
+    # As in `attend`: 1 at least, or no split has a key.
+    merged = merged / tl.maximum(total, 1.0)
+    tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=in_head)
 
 
 def paged_decode(
