@@ -8,6 +8,9 @@ from chitu_like.config.device_facts import DeviceFacts
 from chitu_like.config.schema import Dtype
 
 FLASHINFER_HEAD_DIMS = (64, 128, 256)
+FLASHINFER_CAPABILITY = (8, 0)
+"""Ampere's, the least it is chosen for. It names 7.5 too, but prefills no bfloat16 there, and float16
+only since 0.6.16 (flashinfer-ai/flashinfer#473 and #3620)."""
 TRITON_MAX_HEAD_DIM = 256
 HOST_PLANNED = ("ref", "sdpa")
 """Attention whose decodes cannot be captured in a CUDA graph."""
@@ -50,4 +53,7 @@ def _why_not_flashinfer(facts: DeviceFacts, head_dim: int, dtype: Dtype) -> str 
         return "FlashInfer with kernels or nvcc is not installed"
     if head_dim not in FLASHINFER_HEAD_DIMS or dtype == "float32":
         return f"FlashInfer does not serve heads of {head_dim} in {dtype}"
+    if facts.compute_capability < FLASHINFER_CAPABILITY:
+        major, minor = facts.compute_capability
+        return f"FlashInfer is for Ampere and later, not for compute capability {major}.{minor}"
     return None

@@ -20,6 +20,7 @@ class DeviceFacts:
         num_devices: devices of this kind that this process can see; 1 for cpu.
         num_cpu_cores: cores this process may run on.
         supports_bf16: bfloat16 is computed, not only stored.
+        compute_capability: (major, minor) of a CUDA device; (0, 0) for cpu.
         has_triton: Triton is installed, for a CUDA device.
         has_flashinfer: FlashInfer is installed, and its kernels or a compiler that makes them.
     """
@@ -32,5 +33,6 @@ class DeviceFacts:
     num_devices: int
     num_cpu_cores: int
     supports_bf16: bool
+    compute_capability: tuple[int, int] = (0, 0)
     has_triton: bool = False
     has_flashinfer: bool = False

@@ -110,6 +110,7 @@ def available_host_bytes() -> int:
 
 def _measure_cuda(index: int) -> DeviceFacts:
     free, total = torch.cuda.mem_get_info(index)
+    capability = torch.cuda.get_device_capability(index)
     return DeviceFacts(
         device="cuda",
         name=torch.cuda.get_device_name(index),
@@ -118,7 +119,8 @@ def _measure_cuda(index: int) -> DeviceFacts:
         host_free_bytes=available_host_bytes(),
         num_devices=torch.cuda.device_count(),
         num_cpu_cores=count_cores(),
-        supports_bf16=torch.cuda.get_device_capability(index) >= (8, 0),
+        supports_bf16=capability >= (8, 0),
+        compute_capability=capability,
         has_triton=importlib.util.find_spec("triton") is not None,
         has_flashinfer=_has_flashinfer(),
     )

@@ -331,6 +331,7 @@ def test_auto_takes_what_serves(
         num_devices=1,
         num_cpu_cores=1,
         supports_bf16=True,
+        compute_capability=(9, 0),
         has_triton=True,
         has_flashinfer=has_flashinfer,
     )

@@ -18,9 +18,16 @@ from chitu_like.config.settle import settle
 from chitu_like.core.errors import CapacityError, ChituError, ConfigError, UnsupportedError
 from chitu_like.instance import load_order
 
-H200 = replace(CPU, device="cuda", name="NVIDIA H200", memory_bytes=139 * GIB, free_bytes=138 * GIB)
+H200 = replace(
+    CPU,
+    device="cuda",
+    name="NVIDIA H200",
+    memory_bytes=139 * GIB,
+    free_bytes=138 * GIB,
+    compute_capability=(9, 0),
+)
 HOPPER = replace(H200, has_triton=True, has_flashinfer=True)
-T4 = replace(H200, name="Tesla T4", supports_bf16=False)
+T4 = replace(H200, name="Tesla T4", supports_bf16=False, compute_capability=(7, 5))
 
 
 def resolved(facts: DeviceFacts, *overrides: str, model: str = "qwen3-0.6b") -> ResolvedConfig:
@@ -107,6 +114,19 @@ def test_what_one_attention_does_not_serve_another_does(
     assert done.attn_type == attn_type
     assert why in reason(done, "infer.attn_type")
     assert done.use_cuda_graph == (attn_type != "sdpa")
+
+
+def test_flashinfer_is_chosen_from_ampere_on() -> None:
+    t4 = replace(T4, has_triton=True, has_flashinfer=True)
+    done = resolved(t4)
+    assert done.attn_type == "triton"
+    assert reason(done, "infer.attn_type") == (
+        "FlashInfer is for Ampere and later, not for compute capability 7.5"
+    )
+    assert resolved(t4, "infer.attn_type=flashinfer").attn_type == "flashinfer"  # who asks gets it
+    assert resolved(replace(t4, has_triton=False)).attn_type == "sdpa"
+    a100 = replace(HOPPER, name="NVIDIA A100", compute_capability=(8, 0))
+    assert resolved(a100).attn_type == "flashinfer+triton"
 
 
 def test_graphs_follow_the_attention_that_is_asked_for() -> None:

@@ -73,6 +73,23 @@ def test_facts_of_the_cpu_are_those_of_this_machine() -> None:
     assert facts.num_cpu_cores == device.count_cores()
 
 
+def test_facts_of_a_gpu_are_what_cuda_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "is_available": True,
+        "device_count": 4,
+        "mem_get_info": (14 * GIB, 15 * GIB),
+        "get_device_name": "Tesla T4",
+        "get_device_capability": (7, 5),
+    }
+    for name, answer in said.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    facts = device.device_facts("auto", 1, num_local_ranks=4)
+    assert (facts.device, facts.name, facts.num_devices) == ("cuda", "Tesla T4", 4)
+    assert (facts.free_bytes, facts.memory_bytes) == (14 * GIB, 15 * GIB)
+    assert facts.compute_capability == (7, 5)
+    assert not facts.supports_bf16
+
+
 def test_a_cpu_runner_plans_within_the_memory_that_there_is() -> None:
     runner = tiny_runner()
     planned = plan_memory(runner, 0.5)
