@@ -11,7 +11,6 @@ Example::
 
 from __future__ import annotations
 
-import gc
 import itertools
 import operator
 import os
@@ -28,7 +27,7 @@ from chitu_like.answer import Answer, GrowingChoice, Prompt
 from chitu_like.config.load import load_config
 from chitu_like.config.schema import ServeConfig
 from chitu_like.core.errors import ChituError, ConfigError, RequestError, UnsupportedError
-from chitu_like.core.garbage import freeze_loaded_objects
+from chitu_like.core.garbage import LoadedObjects
 from chitu_like.core.interrupt import deferred_interrupt
 from chitu_like.core.output import (
     CompletionOutput,
@@ -78,8 +77,9 @@ class LLM:
         crew = gather(config, files.spec, os.environ)
         self._instance: Instance = load_instance(config, crew, files, shows_progress=progress)
         # A program that never calls `shutdown` must not leave the other ranks waiting.
-        self._shut_down = weakref.finalize(self, _shut_down, self._instance.engine)
-        freeze_loaded_objects()  # steps come next
+        objects = LoadedObjects()
+        self._shut_down = weakref.finalize(self, _shut_down, self._instance.engine, objects)
+        objects.freeze()  # steps come next
         self._shows_progress = progress
         self._ids = itertools.count()
         self._choices: dict[str, GrowingChoice] = {}
@@ -376,11 +376,11 @@ class LLM:
                     self._instance.engine.abort(request_id)
 
 
-def _shut_down(engine: Engine) -> None:
+def _shut_down(engine: Engine, objects: LoadedObjects) -> None:
     try:
         engine.shutdown()
     finally:
-        gc.unfreeze()  # what is left of the model may be collected
+        objects.thaw()
 
 
 def _check_is_one_instance(config: ServeConfig) -> None:

@@ -10,10 +10,15 @@ import pytest
 
 from chitu_like import LLM, SamplingParams
 from chitu_like.core.errors import ConfigError, RequestError
+from chitu_like.core.garbage import LoadedObjects
 from chitu_like.core.request import Request
 from chitu_like.scheduler.waiting_queue import WaitingQueue
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
+
+
+def small_llm() -> LLM:
+    return LLM("models=tiny-chat", "infer.device=cpu", "infer.num_blocks=8", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +38,27 @@ def test_a_bad_prompt_carries_its_error_and_the_others_their_answers(llm: LLM, b
         list(llm.stream(bad, GREEDY))  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def _no_other_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This file's own would keep frozen what it loaded."""
+    monkeypatch.setattr(LoadedObjects, "_frozen", set())
+
+
+@pytest.mark.usefixtures("_no_other_llm")
 def test_what_is_loaded_is_left_out_of_garbage_collection_until_the_end() -> None:
     """A full round over it held up a step of 256 requests on an H200 for a tenth of a second."""
-    with LLM("models=tiny-chat", "infer.device=cpu", "infer.num_blocks=8", progress=False):
+    with small_llm():
         assert gc.get_freeze_count() > 100_000
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.usefixtures("_no_other_llm")
+def test_what_is_loaded_stays_out_of_garbage_collection_while_another_llm_lives() -> None:
+    first, second = small_llm(), small_llm()
+    first.shutdown()
+    first.shutdown()  # it counts once
+    assert gc.get_freeze_count() > 100_000
+    del second  # ends it as a shutdown would
     assert gc.get_freeze_count() == 0
 
 
