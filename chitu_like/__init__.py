@@ -18,6 +18,9 @@ __all__ = ["LLM", "SamplingParams", "__version__"]
 def __getattr__(name: str) -> object:
     """Import a public name at its first use (PEP 562)."""
     if name == "LLM":
+        from chitu_like.openmp import wait_without_spinning
+
+        wait_without_spinning()  # the import brings torch
         from chitu_like.llm import LLM
 
         return LLM
