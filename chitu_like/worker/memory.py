@@ -15,6 +15,10 @@ CPU_KV_BYTES = 4 * GIB
 """Enough for hundreds of thousands of tokens of a model that a CPU can serve. A host has other
 work than ours, so a service started without a word about memory does not plan for all of it."""
 
+SAMPLING_BYTES = 42
+"""For each logit, a little more than measured: 5 of token counts, and what penalties, or sorting and
+noise, make of the logits: float32 tensors and their masks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
@@ -117,13 +121,12 @@ def estimate_activation_bytes(
     """A bound on what a step of `num_tokens` takes, from shapes alone: for CPUs, where nothing measures.
 
     One layer is alive at a time: the residual, its norm and the layer's output; queries, keys,
-    values and the attention's output; the MLP's two inner tensors and their product. The sampler
-    holds logits in the model's dtype, three tensors like them in float32 (scores, noise and a
-    temporary) and two masks.
+    values and the attention's output; the MLP's two inner tensors and their product. Beside the logits
+    in the model's dtype come SAMPLING_BYTES, as if every request wanted all that there is.
     """
     heads = 2 * model.num_heads + 2 * model.num_kv_heads
     per_token = 4 * model.hidden_size + heads * model.head_dim + 3 * model.intermediate_size
-    per_sample = model.vocab_size * (dtype.itemsize + 3 * torch.float32.itemsize + 2)
+    per_sample = model.vocab_size * (dtype.itemsize + SAMPLING_BYTES)
     return num_tokens * per_token * dtype.itemsize + num_samples * per_sample
 
 

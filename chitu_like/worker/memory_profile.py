@@ -77,31 +77,30 @@ def _plan_by_shapes(
 
 
 def _activation_bytes(runner: ModelRunner) -> int:
-    """Peak of the largest steps beside weights and cache: one long prompt, then many requests.
+    """Peak of the largest steps beside weights and cache: many requests, then one long prompt.
 
-    The first asks for no log-probabilities, as most will; the second does, and small steps follow it.
+    The many want penalties and log-probabilities; the last wants neither, as most will. Tokens that
+    are counted for penalties stay in memory beside it, as they would.
     """
     options = runner.options
     max_reqs = min(options.max_reqs, options.max_num_batched_tokens)
-    peak = 0
-    for num_reqs in sorted({1, max_reqs}):
-        num_tokens = min(options.max_num_batched_tokens // num_reqs, options.max_seq_len)
-        batches = [
-            make_profile_batch(
-                num_reqs, num_tokens, options.block_size, wants_logprobs=num_reqs > 1
-            )
-        ]
-        if num_reqs == max_reqs:
-            batches += _drawn_otherwise(max_reqs, options)
-        num_blocks = num_reqs * runner.kv_spec.blocks_for(num_tokens)
-        runner.allocate(num_blocks, max_reqs=num_reqs, max_seq_len=num_tokens, sizes=StepSizes())
-        torch.cuda.reset_peak_memory_stats(runner.device)
-        before = torch.cuda.memory_allocated(runner.device)
-        for batch in batches:
-            runner.execute(batch)
-        peak = max(peak, torch.cuda.max_memory_allocated(runner.device) - before)
-        runner.free()
-        torch.cuda.empty_cache()
+    lengths = {  # tokens of each request, by the number of requests
+        num_reqs: min(options.max_num_batched_tokens // num_reqs, options.max_seq_len)
+        for num_reqs in (max_reqs, 1)
+    }
+    batches = _drawn_otherwise(max_reqs, options) + [
+        make_profile_batch(num_reqs, length, options.block_size, is_simple=num_reqs == 1)
+        for num_reqs, length in lengths.items()
+    ]
+    num_blocks = max(n * runner.kv_spec.blocks_for(length) for n, length in lengths.items())
+    runner.allocate(num_blocks, max_seq_len=lengths[1], sizes=StepSizes())
+    torch.cuda.reset_peak_memory_stats(runner.device)
+    before = torch.cuda.memory_allocated(runner.device)
+    for batch in batches:
+        runner.execute(batch)
+    peak = torch.cuda.max_memory_allocated(runner.device) - before
+    runner.free()
+    torch.cuda.empty_cache()
     return peak
 
 
@@ -111,10 +110,12 @@ def _drawn_otherwise(max_reqs: int, options: RunnerOptions) -> list[ScheduledBat
     What would else be compiled while a request waits. Kernels differ by the number of rows and by the
     logits' dtype: float32 for all that `Sampler.draw` alone cannot serve, log-probabilities for one.
     """
-    ways = {(n, wants_logprobs) for n in row_counts(max_reqs) for wants_logprobs in (False, True)}
+    ways = {
+        (num_reqs, is_simple) for num_reqs in row_counts(max_reqs) for is_simple in (True, False)
+    }
     return [
-        make_profile_batch(num_reqs, 1, options.block_size, wants_logprobs=wants_logprobs)
-        for num_reqs, wants_logprobs in sorted(ways - {(1, False), (max_reqs, max_reqs > 1)})
+        make_profile_batch(num_reqs, 1, options.block_size, is_simple=is_simple)
+        for num_reqs, is_simple in sorted(ways - {(1, True), (max_reqs, max_reqs == 1)})
     ]
 
 

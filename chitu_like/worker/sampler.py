@@ -16,6 +16,9 @@ from chitu_like.ops.upload import upload
 from chitu_like.worker.logprobs import RowLogprobs, compute_logprobs
 from chitu_like.worker.slots import Slots
 
+EDITED_AT_ONCE = 64
+"""Rows: penalties hold eight float32 copies of the logits that they are applied to."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampledRows:
@@ -128,8 +131,10 @@ class Sampler:
             logits = make_sound(logits)
         if (edited := np.flatnonzero(slots.sampling.edits_logits[rows.slots])).size:
             logits = logits.float()
-            index = upload(edited, device)
-            logits[index] = self._edit(logits[index], _take(rows, edited), slots)
+            for start in range(0, edited.size, EDITED_AT_ONCE):
+                some = edited[start : start + EDITED_AT_ONCE]
+                index = upload(some, device)
+                logits[index] = self._edit(logits[index], _take(rows, some), slots)
         sampled = self.draw(logits, who, positions, params, slots.last_sampled)
         _count(sampled.token_ids, rows, slots)
         logprob_rows = np.flatnonzero(slots.sampling.num_logprobs[rows.slots] >= 0)

@@ -15,7 +15,10 @@ from chitu_like.ops.upload import upload
 
 
 class TokenCounts:
-    """Counts over the vocabulary for the slots that have a penalty; others cost nothing.
+    """Counts over the vocabulary, by slot.
+
+    The first request with a penalty makes room for all slots: memory is planned for as much, and
+    counts that grew would need that room twice.
 
     Args:
         max_reqs: slots.
@@ -24,49 +27,37 @@ class TokenCounts:
     """
 
     def __init__(self, max_reqs: int, vocab_size: int, device: torch.device) -> None:
-        self._row_of = np.full(max_reqs, -1, np.int64)  # [max_reqs], -1: the slot is not counted
+        self._is_counted = np.zeros(max_reqs, np.bool_)
+        self._vocab_size = vocab_size
         self._output_counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
         self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
 
     def is_counted(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[num_slots] whether each slot has counts."""
-        return self._row_of[slots] >= 0
+        return self._is_counted[slots]
 
     def set(self, slot: int, prompt: NDArray[np.int64], output: NDArray[np.int64]) -> None:
         """Count a slot's tokens from scratch."""
-        row = int(self._row_of[slot])
-        if row < 0:
-            row = self._row_of[slot] = self._find_row()
-        counts = self._output_counts[row].zero_()
+        if not len(self._output_counts):
+            room = (len(self._is_counted), self._vocab_size)
+            self._output_counts = self._output_counts.new_zeros(room)
+            self._in_prompt = self._in_prompt.new_zeros(room)
+        self._is_counted[slot] = True
+        counts = self._output_counts[slot].zero_()
         device_output = upload(output, counts.device)
         counts.scatter_add_(0, device_output, torch.ones_like(device_output, dtype=torch.int32))
-        self._in_prompt[row].zero_().index_fill_(0, upload(prompt, counts.device), True)
+        self._in_prompt[slot].zero_().index_fill_(0, upload(prompt, counts.device), True)
 
     def drop(self, slot: int) -> None:
-        """Count this slot no longer; its room is used again."""
-        self._row_of[slot] = -1
+        """Count this slot no longer."""
+        self._is_counted[slot] = False
 
     def add(self, slots: NDArray[np.int64], token_ids: Tensor) -> None:
         """Count one more output token, [num_slots] int64, of each slot; every one is counted."""
-        rows = upload(self._row_of[slots], token_ids.device)
+        rows = upload(slots, token_ids.device)
         self._output_counts[rows, token_ids] += 1  # a slot stands once in a batch
 
     def of(self, slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Output counts and prompt membership, each [num_slots, vocab_size], as copies."""
-        rows = upload(self._row_of[slots], self._output_counts.device)
+        rows = upload(slots, self._output_counts.device)
         return self._output_counts[rows], self._in_prompt[rows]
-
-    def _find_row(self) -> int:
-        """A free row; the tensors double where there is none."""
-        capacity = self._output_counts.shape[0]
-        free = np.setdiff1d(np.arange(capacity), self._row_of)
-        if free.size:
-            return int(free[0])
-        self._output_counts = _grow(self._output_counts)
-        self._in_prompt = _grow(self._in_prompt)
-        return capacity
-
-
-def _grow(rows: Tensor) -> Tensor:
-    """Twice the rows, at least one; the new ones are zero."""
-    return torch.cat([rows, rows.new_zeros(max(1, rows.shape[0]), rows.shape[1])])
