@@ -8,7 +8,7 @@ the last bit.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ from chitu_like.core.batch import SamplingRow
 from chitu_like.core.model_spec import ModelSpec
 from chitu_like.worker.model_runner import ModelRunner
 from chitu_like.worker.options import RunnerOptions
-from chitu_like.worker.recording import CudaGraphRecorder, Cut, Recorder
+from chitu_like.worker.recording import CudaGraphRecorder, Cut, Recorder, Recording
 
 VOCAB_SIZE, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 53, 16, 2, 4, 2, 4
 MAX_SEQ_LEN, BLOCK_SIZE, MAX_REQS, NUM_BLOCKS, NUM_HOST_BLOCKS = 64, 4, 6, 80, 20
@@ -55,7 +55,7 @@ class PlainBackend(PlannedByTensors):
 class Again:
     """Work that is called instead of replayed."""
 
-    replay: Callable[[], None]
+    replay: Callable[[], object]
 
 
 class Rerun:
@@ -63,6 +63,9 @@ class Rerun:
 
     def record(self, work: Callable[[], None]) -> Again:
         return Again(work)
+
+    def record_each(self, works: Sequence[Callable[[], object]]) -> list[Recording]:
+        return [Again(work) for work in works]
 
     def record_pieces(self, work: Callable[[Cut], None]) -> Tape:
         return Tape(work)

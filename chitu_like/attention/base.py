@@ -18,7 +18,7 @@ Example, one prompt of three tokens in block 5 of a pool with 16-token blocks::
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -92,6 +92,9 @@ class ForwardBatch:
             host: a query token at position p sees positions 0 to p.
         device_context_lens: [num_reqs] int32, the same numbers where the kernels are.
         num_decodes: leading requests with one query token.
+        decode_order: [num_decodes] int32, those from the longest context to the shortest, for kernels
+            that take them one after the other: what takes longest then does not begin last
+            (Graham 1969, "Bounds on multiprocessing timing anomalies"). None: as they come.
         logits_indices: [num_logits] int64, rows of the hidden states whose logits are wanted.
         kv_caches: by GLOBAL layer index; absent on ranks that do not hold the layer.
         attn_metadata: set by the runner from `AttentionBackend.plan`.
@@ -109,8 +112,32 @@ class ForwardBatch:
     num_decodes: int
     logits_indices: Tensor
     kv_caches: dict[int, LayerKVCache]
+    decode_order: Tensor | None = None
     attn_metadata: AttentionMetadata | None = None
     seam: Seam | None = None
+
+    def requests(self, which: slice) -> ForwardBatch:
+        """The leading decodes alone, or all behind them, in the same memory.
+
+        What backends do not read (logits_indices) stays whole.
+
+        Args:
+            which: slice(num_decodes), or slice(num_decodes, None).
+        """
+        first = sum(self.query_lens[: which.start or 0])
+        tokens = slice(first, first + sum(self.query_lens[which]))
+        return replace(
+            self,
+            input_ids=self.input_ids[tokens],
+            positions=self.positions[tokens],
+            slot_mapping=self.slot_mapping[tokens],
+            block_tables=self.block_tables[which],
+            query_lens=self.query_lens[which],
+            context_lens=self.context_lens[which],
+            device_context_lens=self.device_context_lens[which],
+            num_decodes=0 if which.start else self.num_decodes,
+            decode_order=None if which.start else self.decode_order,
+        )
 
 
 class AttentionBackend(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,13 +42,12 @@ class ComposedBackend:
     def plan(self, batch: ForwardBatch) -> ComposedMetadata:
         """See AttentionBackend."""
         num_decodes, num_reqs = batch.num_decodes, len(batch.query_lens)
-        decodes = dataclasses.replace(_requests(batch, slice(num_decodes)), num_decodes=num_decodes)
-        chunks = dataclasses.replace(_requests(batch, slice(num_decodes, None)), num_decodes=0)
-        return ComposedMetadata(
-            num_decodes=num_decodes,
-            decode=self._decode.plan(decodes) if num_decodes else None,
-            prefill=self._prefill.plan(chunks) if num_decodes < num_reqs else None,
-        )
+        decode = prefill = None
+        if num_decodes:
+            decode = self._decode.plan(batch.requests(slice(num_decodes)))
+        if num_decodes < num_reqs:
+            prefill = self._prefill.plan(batch.requests(slice(num_decodes, None)))
+        return ComposedMetadata(num_decodes=num_decodes, decode=decode, prefill=prefill)
 
     def run(
         self,
@@ -114,19 +112,3 @@ def compose(prefill: AttentionBackend, decode: AttentionBackend) -> ComposedBack
     if isinstance(decode, GraphBackend):
         return ComposedGraphBackend(prefill, decode)
     return ComposedBackend(prefill, decode)
-
-
-def _requests(batch: ForwardBatch, which: slice) -> ForwardBatch:
-    """A run of a batch's requests. What backends do not read (logits_indices) stays whole."""
-    first = sum(batch.query_lens[: which.start or 0])
-    tokens = slice(first, first + sum(batch.query_lens[which]))
-    return dataclasses.replace(
-        batch,
-        input_ids=batch.input_ids[tokens],
-        positions=batch.positions[tokens],
-        slot_mapping=batch.slot_mapping[tokens],
-        block_tables=batch.block_tables[which],
-        query_lens=batch.query_lens[which],
-        context_lens=batch.context_lens[which],
-        device_context_lens=batch.device_context_lens[which],
-    )

@@ -52,6 +52,7 @@ class TritonMetadata(AttentionMetadata):
         num_decodes: leading requests with one token.
         block_tables: [num_reqs, max_blocks] int32, the batch's own.
         context_lens: [num_reqs] int32, the batch's own.
+        decode_order: of the decodes, the batch's own.
         splits: room for the decodes' partial results.
         tiles: [num_tiles, 5] int32, of the other requests; see `cut_tiles`.
     """
@@ -59,6 +60,7 @@ class TritonMetadata(AttentionMetadata):
     num_decodes: int
     block_tables: Tensor
     context_lens: Tensor
+    decode_order: Tensor | None
     splits: Splits
     tiles: Tensor
 
@@ -145,6 +147,7 @@ class TritonBackend(PlannedByTensors):
             num_decodes=num_decodes,
             block_tables=batch.block_tables,
             context_lens=batch.device_context_lens,
+            decode_order=batch.decode_order,
             splits=self._splits(num_decodes, max_blocks, room),
             tiles=tiles,
         )
@@ -183,6 +186,7 @@ class TritonBackend(PlannedByTensors):
                 metadata.context_lens[:num_decodes],
                 out[:num_decodes],
                 metadata.splits,
+                order=metadata.decode_order,
                 scale=scale,
                 window=window,
                 tile=self._tiling.decode,

@@ -3,8 +3,7 @@
 Between two tokens a small model computes for less time than a host needs to launch its kernels one by
 one. A recorded step is a single launch: it gathers its inputs from what the slots hold on the device
 (ops/decode_inputs.py), runs the model and leaves logits, or hidden states for the next stage, in a
-tensor of its own. Drawing from the logits is another, for batches that ask for no more. Requests that
-fill a step up to its size sit in the row behind the slots: one token in a block that belongs to nobody.
+tensor of its own. Drawing from the logits is another, for batches that ask for no more.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chitu_like.attention.base import AttentionMetadata, ForwardBatch, GraphBackend, LayerKVCache
+from chitu_like.attention.base import AttentionMetadata, GraphBackend, LayerKVCache
 from chitu_like.core.batch import ScheduledBatch
-from chitu_like.ops.decode_inputs import DecodeInputs, decode_inputs_op
-from chitu_like.ops.upload import upload
+from chitu_like.ops.decode_inputs import DecodeInputs
 from chitu_like.worker.model import Model
 from chitu_like.worker.options import RunnerOptions
+from chitu_like.worker.padded_decodes import PaddedDecodes
 from chitu_like.worker.recording import Recorder, Recording
 from chitu_like.worker.sampler import Sampled, Sampler
 from chitu_like.worker.slots import Slots
@@ -44,16 +43,13 @@ class _Step:
     """A recorded step.
 
     Attributes:
-        rows: [4, size] int32 on the device: slot, position, token id and output position of each
-            request, the padding's included; written before each replay.
-        batch: of the padded size; its tensors are the recording's own.
+        decodes: of the padded size; its tensors are the recording's own.
         metadata: that the recorded attention reads.
         model: everything up to the logits, or to the hidden states for the next stage.
         drawing: from the logits; None where this rank draws nothing.
     """
 
-    rows: Tensor
-    batch: ForwardBatch
+    decodes: PaddedDecodes
     metadata: AttentionMetadata
     model: Recording
     drawing: _Drawing | None
@@ -108,16 +104,13 @@ class DecodeSteps:
         recorder: Recorder,
         sizes: Sequence[int],
     ) -> None:
-        assert slots.device_tables is not None, "recorded steps read the tables on the device"
         device, parallel = options.torch_device, options.parallel
         self._model, self._backend, self._options = model, backend, options
         self._sampler = sampler
-        self._slots, self._tables, self._kv_caches = slots, slots.device_tables.tables, kv_caches
-        self._gather = decode_inputs_op.resolve(device, options.torch_dtype, options.op_impl)
+        self._slots, self._kv_caches = slots, kv_caches
         self._sizes = np.array(sizes, np.int64)
-        self._padding_slot = len(slots.num_blocks)
         most = int(self._sizes[-1])
-        self._inputs = DecodeInputs.empty(most, self._tables.shape[1], device)
+        self._inputs = DecodeInputs.empty(most, slots.block_tables.shape[1], device)
         self._received: Tensor | None = None
         width = options.spec.vocab_size if parallel.is_last_stage else options.spec.hidden_size
         self._out = torch.empty(most, width, dtype=options.torch_dtype, device=device)
@@ -147,17 +140,14 @@ class DecodeSteps:
             still on their way to the next stage then, and so a copy.
         """
         num_reqs = batch.num_reqs
-        size = self.padded(num_reqs)
-        step = self._steps[size]
-        rows = np.zeros((4, size), np.int32)
-        rows[0, num_reqs:] = self._padding_slot
-        rows[:, :num_reqs] = (batch.slots, batch.num_computed, batch.token_ids, output_positions)
-        upload(rows, step.rows.device, step.rows)
+        step = self._steps[self.padded(num_reqs)]
+        written = step.decodes.write(
+            batch.slots, batch.num_computed, batch.token_ids, output_positions
+        )
         if received is not None:
             assert self._received is not None, "the first stage receives nothing"
             self._received[:num_reqs].copy_(received)
-        context_lens = (rows[1] + 1).tolist()
-        self._backend.replan(step.metadata, replace(step.batch, context_lens=context_lens))
+        self._backend.replan(step.metadata, written)
         step.model.replay()
         out = self._out[:num_reqs]
         return out if self._options.parallel.is_last_stage else out.clone()
@@ -186,27 +176,15 @@ class DecodeSteps:
             self._steps[size] = self._record(size, recorder)
 
     def _record(self, size: int, recorder: Recorder) -> _Step:
-        rows = torch.zeros(4, size, dtype=torch.int32, device=self._out.device)
-        rows[0] = self._padding_slot
-        inputs = self._inputs.head(size)
-        batch = ForwardBatch(
-            input_ids=inputs.input_ids,
-            positions=inputs.positions,
-            slot_mapping=inputs.slot_mapping,
-            block_tables=inputs.block_tables,
-            query_lens=[1] * size,
-            context_lens=[1] * size,
-            device_context_lens=inputs.context_lens,
-            num_decodes=size,
-            logits_indices=torch.arange(size, device=rows.device),
-            kv_caches=self._kv_caches,
+        decodes = PaddedDecodes(
+            size, self._inputs.head(size), self._slots, self._kv_caches, self._options
         )
-        self._gather_into(inputs, rows)
+        batch = decodes.batch
         batch.attn_metadata = metadata = self._backend.plan_capture(batch)
         received = None if self._received is None else self._received[:size]
 
         def work() -> None:
-            self._gather_into(inputs, rows)
+            decodes.gather()
             self._backend.prepare(metadata)
             # A model may write to what it receives, and a recording must leave it as it was.
             hidden_states = self._model.forward(
@@ -217,27 +195,21 @@ class DecodeSteps:
             self._out[:size].copy_(hidden_states)
 
         return _Step(
-            rows=rows,
-            batch=batch,
+            decodes=decodes,
             metadata=metadata,
             model=recorder.record(work),
-            drawing=self._make_drawing(rows, recorder),
+            drawing=self._make_drawing(decodes, recorder),
         )
 
-    def _make_drawing(self, rows: Tensor, recorder: Recorder) -> _Drawing | None:
+    def _make_drawing(self, decodes: PaddedDecodes, recorder: Recorder) -> _Drawing | None:
         if (sampler := self._sampler) is None:
             return None
-        slots, _, _, output_positions = rows
         draw = partial(
             sampler.draw,
-            self._out[: len(slots)],
-            slots,
-            output_positions,
+            self._out[: len(decodes.slots)],
+            decodes.slots,
+            decodes.output_positions,
             self._slots.device_sampling.params,
             self._slots.last_sampled,
         )
         return _Drawing(draw, recorder if sampler.is_capturable else None)
-
-    def _gather_into(self, inputs: DecodeInputs, rows: Tensor) -> None:
-        last_sampled, block_size = self._slots.last_sampled, self._options.block_size
-        self._gather(rows[:3], self._tables, last_sampled, block_size, inputs)

@@ -3,9 +3,10 @@
 A chunk of a prompt keeps a GPU busy for longer than a decode, and still, up to some hundred tokens, for
 less time than a host needs to launch each layer's kernels. Between two attentions a model looks at
 tokens alone: whose they are is attention's matter. So the layers are recorded in pieces, from one
-attention to the next, and attention is called between them, on the batch as it is: planned for its own
-requests, and without the tokens that pad it. Those carry numbers from piece to piece that nobody reads,
-and store keys and values in a block that belongs to nobody.
+attention to the next, and attention is called between them: for decodes recorded as well
+(decode_attention.py), for chunks planned for the requests as they are, without the tokens that pad the
+step. Those carry numbers from piece to piece that nobody reads, and store keys and values in a block
+that belongs to nobody.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chitu_like.attention.base import Attend, ForwardBatch, LayerKVCache
+from chitu_like.attention.base import Attend, ForwardBatch, GraphBackend, LayerKVCache, Seam
+from chitu_like.core.batch import ScheduledBatch
 from chitu_like.worker.batch_builder import PaddedInputs
+from chitu_like.worker.decode_attention import DecodeAttention
 from chitu_like.worker.model import Model
 from chitu_like.worker.options import RunnerOptions
 from chitu_like.worker.recording import Cut, Recorder, Recording
+from chitu_like.worker.slots import Slots
 
 MOST_TOKENS = 2048
 LAUNCH_BOUND = 120e9
@@ -54,26 +58,42 @@ class _Between:
     Recordings refer to it, and not to whoever holds them: a cycle would keep their memory for a while.
 
     Args:
-        out: [most_tokens, num_heads, head_dim], which the pieces read.
+        q: [max_reqs, num_heads, head_dim], to which the pieces copy the leading queries.
+        out: [most_tokens or more, num_heads, head_dim], which the pieces read.
 
     Attributes:
-        batch: the one at hand, while a recording is replayed.
+        q, out: as given.
+        layers: each one's attention, once a step is recorded.
+        decodes: of each layer, what attends to the decodes of the batch at hand; none without any.
+        chunks: the other requests of the batch at hand, planned; None without any.
+        tokens: theirs.
     """
 
-    def __init__(self, out: Tensor) -> None:
-        self._out = out
-        self.batch: ForwardBatch | None = None
+    def __init__(self, q: Tensor, out: Tensor) -> None:
+        self.q, self.out = q, out
+        self.layers: list[Attend] = []
+        self.decodes: Sequence[Recording] = ()
+        self.chunks: ForwardBatch | None = None
+        self.tokens = slice(0)
 
-    def leave_room(self, cut: Cut, size: int, attend: Attend, q: Tensor) -> Tensor:
-        """End a piece of `size` tokens at a layer's attention; a Seam but for the first two."""
-        cut(partial(self._call, attend), q)
-        return self._out[:size]
+    def seam(self, cut: Cut, size: int) -> Seam:
+        """Of a step of `size` tokens: ends a piece at each layer's attention."""
+        self.layers.clear()
 
-    def _call(self, attend: Attend, q: Tensor) -> None:
-        batch = self.batch
-        assert batch is not None, "nothing is replayed"
-        num_tokens = len(batch.positions)
-        attend(q[:num_tokens], batch, self._out[:num_tokens])
+        def leave_room(attend: Attend, q: Tensor) -> Tensor:
+            leading = self.q[:size]
+            leading.copy_(q[: len(leading)])
+            self.layers.append(attend)
+            cut(partial(self._call, len(self.layers) - 1), q)
+            return self.out[:size]
+
+        return leave_room
+
+    def _call(self, layer: int, q: Tensor) -> None:
+        if self.decodes:
+            self.decodes[layer].replay()
+        if self.chunks is not None:
+            self.layers[layer](q[self.tokens], self.chunks, self.out[self.tokens])
 
 
 class MixedSteps:
@@ -81,27 +101,32 @@ class MixedSteps:
 
     Args:
         model: loaded; its layers attend by layers/attention.py, or heed the batch's seam as that does.
+        backend: the one that they call.
         options: of the runner.
+        slots: with device_tables.
         kv_caches: of the pool, its padding block included.
         padding_block: belongs to nobody.
-        max_reqs: in a batch.
         recorder: records the pieces.
         sizes: numbers of tokens to record, in order.
+        decode_sizes: numbers of decodes in them, likewise.
     """
 
     def __init__(
         self,
         model: Model,
+        backend: GraphBackend,
         options: RunnerOptions,
+        slots: Slots,
         kv_caches: dict[int, LayerKVCache],
         *,
         padding_block: int,
-        max_reqs: int,
         recorder: Recorder,
         sizes: Sequence[int],
+        decode_sizes: Sequence[int],
     ) -> None:
         spec, device, dtype = options.attention_spec, options.torch_device, options.torch_dtype
-        self._model, self._options, self._kv_caches = model, options, kv_caches
+        self._model, self._backend, self._options = model, backend, options
+        self._kv_caches, max_reqs = kv_caches, len(slots.num_blocks)
         self._sizes = np.array(sizes, np.int64)
         most = int(self._sizes[-1])
         self._inputs = PaddedInputs(
@@ -117,7 +142,10 @@ class MixedSteps:
             self._received = torch.zeros(hidden_states, dtype=dtype, device=device)
         # Zeros: what pads a batch is never written here, and must be numbers.
         self._between = _Between(
-            torch.zeros(most, spec.num_heads, spec.head_dim, dtype=dtype, device=device)
+            *(
+                torch.zeros(rows, spec.num_heads, spec.head_dim, dtype=dtype, device=device)
+                for rows in (max_reqs, max(most, max_reqs))
+            )
         )
         self._out = torch.zeros(hidden_states, dtype=dtype, device=device)
         # The largest first: the others then fit into the memory it took.
@@ -125,30 +153,53 @@ class MixedSteps:
             size: self._record(self._inputs_of(size), recorder)
             for size in reversed(self._sizes.tolist())
         }
+        self._decodes = DecodeAttention(
+            self._between.layers,
+            backend,
+            options,
+            slots,
+            kv_caches,
+            q=self._between.q,
+            out=self._between.out,
+            recorder=recorder,
+            sizes=decode_sizes,
+        )
 
     def inputs_for(self, num_tokens: int) -> PaddedInputs | None:
         """Where to lay a batch out that `forward` is to compute; None: it has too many tokens."""
         index = int(np.searchsorted(self._sizes, num_tokens))
         return self._inputs_of(int(self._sizes[index])) if index < len(self._sizes) else None
 
-    def forward(self, batch: ForwardBatch, inputs: PaddedInputs, received: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        batch: ForwardBatch,
+        scheduled: ScheduledBatch,
+        inputs: PaddedInputs,
+        received: Tensor | None,
+    ) -> Tensor:
         """What the model's `forward` gives.
 
         Args:
-            batch: planned, and laid out in `inputs`.
+            batch: laid out in `inputs`; it need not be planned.
+            scheduled: whose tensors these are.
             inputs: from `inputs_for`.
             received: [num_tokens, hidden_size] of the stage before; None on the first.
 
         Returns: [num_tokens, hidden_size]: on the last stage the caller's until the next call, else a
             copy, which may be on its way for longer.
         """
-        num_tokens = len(batch.positions)
+        num_tokens, between, n = len(batch.positions), self._between, batch.num_decodes
         if received is not None:
             assert self._received is not None, "the first stage receives nothing"
             self._received[:num_tokens].copy_(received)
-        self._between.batch = batch
+        between.tokens = slice(n, num_tokens)
+        if n < num_tokens:
+            between.chunks = batch.requests(slice(n, None))
+            between.chunks.attn_metadata = self._backend.plan(between.chunks)
+        if n:
+            between.decodes = self._decodes.begin(scheduled)
         self._recordings[inputs.num_tokens].replay()
-        self._between.batch = None
+        between.chunks, between.decodes = None, ()
         out = self._out[:num_tokens]
         return out if self._options.parallel.is_last_stage else out.clone()
 
@@ -178,7 +229,7 @@ class MixedSteps:
         def work(cut: Cut) -> None:
             # A model may write to what it receives, and a recording must leave it as it was.
             hidden_states = self._model.forward(
-                replace(batch, seam=partial(self._between.leave_room, cut, size)),
+                replace(batch, seam=self._between.seam(cut, size)),
                 None if received is None else received.clone(),
             )
             self._out[:size].copy_(hidden_states)

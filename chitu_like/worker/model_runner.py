@@ -303,10 +303,10 @@ class ModelRunner:
             device=self.device,
             into=inputs,
         )
+        if mixed is not None and inputs is not None:
+            return forward_batch, mixed.forward(forward_batch, batch, inputs, received)
         forward_batch.attn_metadata = self._backend.plan(forward_batch)
-        if mixed is None or inputs is None:
-            return forward_batch, self._model.forward(forward_batch, received)
-        return forward_batch, mixed.forward(forward_batch, inputs, received)
+        return forward_batch, self._model.forward(forward_batch, received)
 
     def _hand_on(
         self,

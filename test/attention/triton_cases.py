@@ -246,6 +246,7 @@ def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
         decodes_as_chunks=as_chunks,
     )
     batch, q = make_batch(spec, [(1, 90), (1, 70), (1, 33), (1, 1)])
+    batch.decode_order = torch.zeros(4, dtype=torch.int32, device=DEVICE)
     cache = LayerKVCache(*(part.nan_to_num() for part in batch.kv_caches[0]))
     plan = backend.plan_capture(batch)
 
@@ -267,11 +268,23 @@ def test_a_captured_batch_serves_other_lengths_and_tables_in_the_same_memory(
     ref = RefBackend(spec)
     for context_lens in ([90, 70, 33, 1], [1, 64, 20, 1], [17, 1, 33, 1]):
         batch.device_context_lens.copy_(torch.tensor(context_lens))
+        batch.decode_order.copy_(torch.randperm(4))
         batch.block_tables.copy_(batch.block_tables.roll(1, 0))
         now = dataclasses.replace(batch, context_lens=context_lens)
         backend.replan(plan, now)
         expected = ref.run(q, cache, ref.plan(now), scale=0.3, window=40)
         assert_op_close(replay(), expected)
+
+
+@pytest.mark.parametrize("num_programs", [1, 64])
+def test_who_begins_first_changes_no_bit(num_programs: int) -> None:
+    spec = make_spec()
+    batch, q = make_batch(spec, [(1, 90), (1, 3), (1, 33), (1, 70), (4, 9)])
+    backend = TritonBackend(spec, tiling=TILING, num_programs=num_programs)
+    run = partial(backend.run, q, batch.kv_caches[0], scale=0.3, window=None)
+    expected = run(backend.plan(batch))
+    batch.decode_order = torch.tensor([0, 3, 2, 1], dtype=torch.int32, device=DEVICE)
+    assert torch.equal(run(backend.plan(batch)), expected)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter launches nothing early")

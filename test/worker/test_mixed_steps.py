@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from tape import Tape
 from tiny_driver import MODEL, Driver, Sequence, plain_loop, random_prompt
 from tiny_model import (
+    LAYERS,
+    MAX_REQS,
     NUM_BLOCKS,
     NUM_HOST_BLOCKS,
     VOCAB_SIZE,
+    Again,
     PlainBackend,
     Rerun,
     Seeing,
@@ -26,22 +30,37 @@ from chitu_like.core.model_spec import ModelSpec
 from chitu_like.core.output import TokenLogprobs
 from chitu_like.distributed.collectives import DetachedGroup
 from chitu_like.distributed.parallel_context import ParallelContext
+from chitu_like.ops.decode_inputs import DecodeInputs
+from chitu_like.worker.decode_attention import decode_sizes
 from chitu_like.worker.kv_pool import KVPool
 from chitu_like.worker.mixed_steps import MOST_TOKENS, MixedSteps, most_tokens, token_sizes
 from chitu_like.worker.model_runner import ModelRunner
+from chitu_like.worker.padded_decodes import LONGEST_FIRST, PaddedDecodes
 from chitu_like.worker.recorded_steps import StepSizes
 from chitu_like.worker.recording import Cut
+from chitu_like.worker.slots import Slots
 
 BUDGET = 40
 SIZES = token_sizes(BUDGET)
 
 
 class Noting(Rerun):
-    """Notes which recordings of pieces are replayed, by the order in which they were made."""
+    """Notes which recordings are replayed, by the order in which they were made: of pieces, and of each."""
 
     def __init__(self) -> None:
         self.num_recorded = 0
         self.replayed: list[int] = []
+        self.num_of_each = 0
+        self.replayed_of_each: list[tuple[int, int]] = []
+
+    def record_each(self, works: list[Callable[[], object]]) -> list[Again]:
+        index, self.num_of_each = self.num_of_each, self.num_of_each + 1
+
+        def note(layer: int) -> None:
+            self.replayed_of_each.append((index, layer))
+            works[layer]()
+
+        return [Again(partial(note, layer)) for layer in range(len(works))]
 
     def record_pieces(self, work: Callable[[Cut], None]) -> Noted:
         self.num_recorded += 1
@@ -107,8 +126,8 @@ def test_a_larger_layer_is_worth_recording_for_fewer_tokens() -> None:
 
 def test_the_largest_sizes_of_each_kind_are_measured() -> None:
     sizes = StepSizes.of(tiny_options(max_num_batched_tokens=BUDGET), 6)
-    assert sizes.largest(1) == StepSizes(num_reqs=[6], num_tokens=[40])
-    assert sizes.largest(2) == StepSizes(num_reqs=[4, 6], num_tokens=[32, 40])
+    assert sizes.largest(1) == StepSizes(num_reqs=[6], num_tokens=[40], num_decodes=[6])
+    assert sizes.largest(2) == StepSizes(num_reqs=[4, 6], num_tokens=[32, 40], num_decodes=[4, 6])
     assert len(sizes) == 4
     assert not StepSizes()
 
@@ -135,6 +154,53 @@ def test_decodes_alone_take_none() -> None:
     tokens = driver.run(Sequence(prompt, 12, sampling_row()), chunk=4)
     assert tokens == plain_loop(prompt, 12, sampling_row())
     assert len(recorder.replayed) == 3
+
+
+def test_decodes_beside_a_prompt_are_attended_to_by_recordings() -> None:
+    recorder = Noting()
+    driver = make_driver(recorder)
+    sizes = decode_sizes(MAX_REQS)
+    assert sizes == [4, 6]
+    assert decode_sizes(40) == [4, 16, 32, 40]
+    assert recorder.num_of_each == len(sizes)
+    first = [Sequence(random_prompt(4 + i % 3), 9, sampling_row()) for i in range(5)]
+    for sequence in first:
+        driver.step([(sequence, len(sequence.prompt))])
+    assert not recorder.replayed_of_each  # prompts alone
+    last = Sequence(random_prompt(9), 9, sampling_row())
+    for num_decodes, chunk in ((3, 2), (4, 1), (5, 3), (1, 3)):
+        driver.step([*((sequence, 1) for sequence in first[:num_decodes]), (last, chunk)])
+        index = len(sizes) - 1 - next(i for i, size in enumerate(sizes) if size >= num_decodes)
+        assert recorder.replayed_of_each == [(index, layer) for layer in range(LAYERS)]
+        recorder.replayed_of_each.clear()
+    while driver.in_flight:
+        driver.collect()
+    for sequence in [*first, last]:
+        new = len(sequence.tokens) - len(sequence.prompt)
+        assert sequence.tokens == sequence.prompt + plain_loop(sequence.prompt, new, sampling_row())
+
+
+def test_who_has_most_to_read_is_told_first() -> None:
+    options = tiny_options(max_reqs=64)
+    slots = Slots(
+        max_reqs=64,
+        max_blocks=4,
+        vocab_size=VOCAB_SIZE,
+        device=options.torch_device,
+        padding_block=3,
+    )
+    for size in (LONGEST_FIRST - 1, LONGEST_FIRST):
+        inputs = DecodeInputs.empty(size, 4, options.torch_device)
+        decodes = PaddedDecodes(size, inputs, slots, {}, options)
+        positions = [3, 11, 7, 11, 0]
+        batch = decodes.write(list(range(5)), positions, [1] * 5, [0] * 5)
+        assert batch.context_lens == [4, 12, 8, 12, 1] + [1] * (size - 5)
+        if size < LONGEST_FIRST:
+            assert batch.decode_order is None
+        else:
+            assert batch.decode_order is not None
+            assert batch.decode_order.tolist() == [1, 3, 2, 0, 4, *range(5, size)]
+            assert batch.requests(slice(size)).decode_order is batch.decode_order
 
 
 def prompt_logprobs(*, records: bool) -> list[TokenLogprobs]:
@@ -176,14 +242,23 @@ def test_steps_that_are_given_up_leave_at_once() -> None:
         dtype=options.torch_dtype,
         device=options.torch_device,
     )
+    slots = Slots(
+        max_reqs=2,
+        max_blocks=4,
+        vocab_size=VOCAB_SIZE,
+        device=options.torch_device,
+        padding_block=3,
+    )
     steps = MixedSteps(
         MODEL,
+        PlainBackend(),
         options,
+        slots,
         pool.layers,
         padding_block=3,
-        max_reqs=2,
         recorder=Rerun(),
         sizes=SIZES,
+        decode_sizes=[2],
     )
     watched = weakref.ref(steps)
     gc.disable()

@@ -12,16 +12,23 @@ from chitu_like.ops.triton.launch import serves
 COPIED = 1024
 """Block ids that a program moves at once: 16k tokens of context."""
 
+SUMMED = 256
+"""Lengths that it adds up at once. Not as many as there are requests: that would be compiled anew for
+each power of two of them."""
+
 
 @triton.jit(do_not_specialize=["block_tables", "context_lens", "table_stride"])
 def _flatten_kernel(
     block_tables, context_lens, indptr, indices, last_block_lens, table_stride,
-    BLOCK_SIZE: tl.constexpr, REQUESTS: tl.constexpr, COPIED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SUMMED: tl.constexpr, COPIED: tl.constexpr,
 ):  # fmt: skip
     request = tl.program_id(0)
-    others = tl.arange(0, REQUESTS)
-    lens = tl.load(context_lens + others, mask=others < request, other=0)
-    start = tl.sum((lens + (BLOCK_SIZE - 1)) // BLOCK_SIZE, 0)
+    before = tl.zeros([SUMMED], tl.int32)
+    for first in range(0, request, SUMMED):
+        others = first + tl.arange(0, SUMMED)
+        lens = tl.load(context_lens + others, mask=others < request, other=0)
+        before += (lens + (BLOCK_SIZE - 1)) // BLOCK_SIZE
+    start = tl.sum(before, 0)
     context_len = tl.load(context_lens + request)
     num_blocks = (context_len + (BLOCK_SIZE - 1)) // BLOCK_SIZE
     tl.store(indptr + request, start)
@@ -40,8 +47,7 @@ def flatten_tables(
     block_tables: Tensor, context_lens: Tensor, block_size: int, out: FlatTables
 ) -> None:
     """See ops/flat_tables.py."""
-    num_reqs = len(context_lens)
-    _flatten_kernel[(num_reqs,)](
+    _flatten_kernel[(len(context_lens),)](
         block_tables, context_lens, *out, block_tables.stride(0),
-        BLOCK_SIZE=block_size, REQUESTS=triton.next_power_of_2(num_reqs), COPIED=COPIED,
+        BLOCK_SIZE=block_size, SUMMED=SUMMED, COPIED=COPIED,
     )  # fmt: skip

@@ -7,7 +7,8 @@ the rows of one tile.
 
 The grid depends on the number of requests and splits alone; context lengths are read on the device.
 So a call can be captured in a CUDA graph and replayed with other lengths and tables in the same
-memory. A request of no context gets zeros.
+memory. A request of no context gets zeros. All heads of a request run side by side, since a token's
+are neighbours in memory; where lengths differ, the longest request should begin first.
 
 Splits are equal shares of a request's keys, or runs of a fixed number of tokens that begin at fixed
 positions. With the latter, merged one after the other, nothing but its own context decides what a
@@ -24,20 +25,22 @@ from chitu_like.ops.attention_tiles import Splits, Tile
 from chitu_like.ops.triton.paged_attention import LOG2_E, attend, cache_constants
 
 
-@triton.jit(do_not_specialize=["block_tables", "context_lens", "table_stride"])
+@triton.jit(do_not_specialize=["block_tables", "context_lens", "order", "table_stride"])
 def _decode_kernel(
-    q, k, v, outputs, log_sums, block_tables, context_lens, scale,
+    q, k, v, outputs, log_sums, block_tables, context_lens, order, scale,
     token_stride, q_head_stride, block_stride, slot_stride, head_stride, table_stride,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
     GROUP: tl.constexpr, DOT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     NUM_SPLITS: tl.constexpr, SPLIT_TILES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One split of one key-value head of one request: [GROUP, HEAD_DIM] output and [GROUP] sums."""
-    request, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    num_kv_heads = tl.num_programs(1)
+    kv_head, split, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    num_kv_heads = tl.num_programs(0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()  # for the query, and its key and value
+    if order is not None:
+        request = tl.load(order + request)
 
     high = tl.load(context_lens + request)
     low = high * 0
@@ -137,6 +140,7 @@ def paged_decode(
     out: Tensor,
     splits: Splits,
     *,
+    order: Tensor | None = None,
     scale: float,
     window: int | None,
     tile: Tile,
@@ -152,6 +156,7 @@ def paged_decode(
         context_lens: [num_reqs] int32, the token itself included; 0 for none, where out is zeroed.
         out: [num_reqs, num_heads, head_dim], contiguous; WRITTEN.
         splits: MODIFIED.
+        order: [num_reqs] int32, each request once: who begins first; None: as they come.
         scale: multiplies q.k.
         window: keys a token sees, itself included; None for all.
         tile: rows are at least those of a group.
@@ -163,9 +168,9 @@ def paged_decode(
     num_reqs, num_heads, _ = q.shape
     num_kv_heads = k.shape[2]
     assert splits.tokens % tile.keys == 0, f"splits of {splits.tokens} tokens, {tile.keys} a tile"
-    _decode_kernel[(num_reqs, num_kv_heads, splits.count)](
+    _decode_kernel[(num_kv_heads, splits.count, num_reqs)](
         q, k, v, splits.outputs if splits.count > 1 else out, splits.log_sums,
-        block_tables, context_lens, scale * LOG2_E,
+        block_tables, context_lens, order, scale * LOG2_E,
         *q.stride()[:2], *k.stride()[:3], block_tables.stride(0),
         **constants,
         ROWS=max(tile.rows, triton.next_power_of_2(num_heads // num_kv_heads)),
