@@ -17,6 +17,7 @@ from chitu_like.core.model_spec import ModelSpec
 from chitu_like.distributed.parallel_context import ParallelContext
 from chitu_like.distributed.rendezvous import Joined
 from chitu_like.worker.device import require_devices, set_thread_count
+from chitu_like.worker.early_draws import draws_beside
 from chitu_like.worker.memory_profile import plan_memory
 from chitu_like.worker.messages import (
     Allocate,
@@ -120,12 +121,13 @@ class LocalRank:
             )  # fmt: skip
         config = config_from_json(self._prepared.config)
         self._runner = ModelRunner.build(options, self._joined.pipeline)
-        report = self._runner.load(
-            config.models.ckpt_dir,
-            load_format=config.models.load_format,
-            seed=config.infer.seed,
-            progress=progress,
-        )
+        with draws_beside(self._runner):
+            report = self._runner.load(
+                config.models.ckpt_dir,
+                load_format=config.models.load_format,
+                seed=config.infer.seed,
+                progress=progress,
+            )
         return Loaded(report)
 
     def plan(self, order: Plan) -> Planned:

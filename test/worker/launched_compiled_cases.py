@@ -6,7 +6,7 @@ What Triton compiles anew while a service runs, its clients wait for.
 import pytest
 import torch
 from compiled import variants_of
-from tiny_model import sampling_row
+from tiny_model import sampling_row, tiny_runner
 
 from chitu_like.attention.base import AttentionSpec, ForwardBatch, LayerKVCache
 from chitu_like.attention.composed import compose
@@ -26,6 +26,8 @@ from chitu_like.ops.triton.norm import add_rms_norm, rms_norm
 from chitu_like.ops.triton.rope_store import qk_norm_rope_store
 from chitu_like.ops.triton.rotary import rotation
 from chitu_like.worker.batch_builder import build_forward_batch
+from chitu_like.worker.early_draws import draws_beside
+from chitu_like.worker.profile_batch import make_profile_batch
 from chitu_like.worker.sampler import SampledRows, Sampler
 from chitu_like.worker.slots import Slots
 
@@ -150,3 +152,35 @@ def test_flat_tables_are_compiled_once_a_size(num_reqs: int) -> None:
         flatten_tables(forward.block_tables, forward.device_context_lens, BLOCK_SIZE, room)
 
     assert variants_of(lambda: flatten(num_reqs)) == variants_of(lambda: flatten(8))
+
+
+def test_what_is_compiled_beside_loading_is_what_batches_draw_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def launch(logits: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        draw_tokens(logits, *others)  # whose outputs nothing wrote
+        return torch.zeros(len(logits), dtype=torch.int64), torch.zeros(len(logits)).bool()
+
+    def init(self: Sampler, *_arguments: object) -> None:
+        self._draw, self.is_capturable = launch, True
+
+    runner = tiny_runner(max_reqs=MAX_REQS + 1, dtype="bfloat16")
+    monkeypatch.setattr(Sampler, "__init__", init)
+
+    def load() -> None:
+        with draws_beside(runner):
+            pass
+
+    def sample() -> None:
+        vocab_size = runner.options.spec.vocab_size
+        slots = Slots(max_reqs=MAX_REQS + 1, max_blocks=1, vocab_size=vocab_size, device=CPU)
+        for num_reqs in range(1, MAX_REQS + 2):
+            for is_simple in (True, False):
+                batch = make_profile_batch(num_reqs, 1, 4, is_simple=is_simple)
+                slots.apply(batch)
+                logits = torch.zeros(num_reqs, vocab_size, dtype=DTYPE)
+                Sampler(CPU).sample(logits, SampledRows.of(batch, slots), slots)
+
+    early = variants_of(load)
+    assert len({name for name, _ in early}) == 4
+    assert early == variants_of(sample)
