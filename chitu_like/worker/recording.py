@@ -31,7 +31,10 @@ class Recorder(Protocol):
         ...
 
     def record_each(self, works: Sequence[Callable[[], object]]) -> list[Recording]:
-        """As `record` for each, in a fraction of the time; what they return is of no use."""
+        """As `record` for each, in a fraction of the time, of work that runs between pieces.
+
+        What it computes on the way shares no memory with those.
+        """
         ...
 
     def record_pieces(self, work: Callable[[Cut], None]) -> Recording:
@@ -42,12 +45,15 @@ class Recorder(Protocol):
 class CudaGraphRecorder:
     """Records CUDA graphs that share one pool of memory: only one of them runs at a time.
 
+    Those that run while another is between two pieces have a pool of their own.
+
     Args:
         device: where the work runs.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._pool_between = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 
     def record(self, work: Callable[[], None]) -> Recording:
@@ -68,7 +74,7 @@ class CudaGraphRecorder:
             self._rehearse(work)
         with self._ready_stream():
             for work in works:
-                graph = self._begin()
+                graph = self._begin(is_between=True)
                 try:
                     work()
                 finally:
@@ -87,6 +93,12 @@ class CudaGraphRecorder:
                 pieces.end()
         return pieces
 
+    def _begin(self, *, is_between: bool = False) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        pool = self._pool_between if is_between else self._pool
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        return graph
+
     def _ready_stream(self) -> torch.cuda.StreamContext:
         """The stream, after what torch.cuda.graph does before a capture: once, for it takes its time."""
         torch.cuda.synchronize(self._stream.device)
@@ -99,11 +111,6 @@ class CudaGraphRecorder:
         with torch.cuda.stream(self._stream):
             work()
         current.wait_stream(self._stream)
-
-    def _begin(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        return graph
 
 
 class _Pieces:

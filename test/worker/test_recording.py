@@ -61,6 +61,33 @@ def test_pieces_repeat_and_calls_are_made_anew() -> None:
             assert torch.equal(pieces.out, pieces.expected(x, added))
 
 
+@torch.inference_mode()
+def test_what_runs_between_pieces_leaves_theirs_alone() -> None:
+    recorder = CudaGraphRecorder(torch.device("cuda", 0))
+    pieces = Pieces(recorder, 48)
+    added = torch.randn(48, WIDTH, device="cuda", dtype=torch.bfloat16)
+    seen = torch.zeros_like(added)
+
+    def disturb(times: int) -> None:
+        """Takes much memory on the way."""
+        for i in range(64):
+            seen.copy_(torch.full_like(added, float(i)) + times)
+
+    recordings = recorder.record_each([lambda n=n: disturb(n) for n in range(2)])  # type: ignore[misc]
+
+    def call(part: Tensor) -> None:
+        recordings[pieces.num_calls % 2].replay()
+        assert seen[0, 0] == 63 + pieces.num_calls % 2
+        Pieces.call(pieces, part)
+
+    pieces.call = call  # type: ignore[method-assign]
+    pieces.recording = recorder.record_pieces(pieces.work)
+    x = torch.randn_like(pieces.x)
+    pieces.replay(x, 1.0)
+    assert pieces.num_calls == NUM_CUTS
+    assert torch.equal(pieces.out, pieces.expected(x, 1.0))
+
+
 def taken_by(recorder: CudaGraphRecorder, *, num_cuts: int) -> int:
     """Bytes that are not given back while the recording is there."""
     before = torch.cuda.memory_allocated()
