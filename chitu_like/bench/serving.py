@@ -85,9 +85,14 @@ def _sweep(options: argparse.Namespace, origin: Provenance) -> int:
     if options.iterations is not None or options.rate is not None or options.csv is not None:
         raise ConfigError("--rates sets the rate: leave out --rate, --iterations and --csv")
     points: list[RatePoint] = []
-    for rate in options.rates:
-        warmup = 0 if points else options.warmup
-        changed = {"arrival": options.arrival or "poisson", "rate": rate, "warmup": warmup}
+    for index, rate in enumerate(options.rates):
+        changed = {
+            "arrival": options.arrival or "poisson",
+            "rate": rate,
+            "warmup": 0 if points else options.warmup,
+            # Prompts of their own: what a prefix cache kept of the rate before would help.
+            "seed": options.seed + index,
+        }
         at_rate = argparse.Namespace(**{**vars(options), **changed})
         elapsed_s, sent = asyncio.run(generate_load(at_rate, plan_rounds(at_rate)))
         points.append(RatePoint(rate=rate, summary=summarize(sent, elapsed_s, _slo_of(options))))

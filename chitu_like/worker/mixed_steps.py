@@ -28,12 +28,15 @@ from chitu_like.worker.options import RunnerOptions
 from chitu_like.worker.recording import Cut, Recorder, Recording
 from chitu_like.worker.slots import Slots
 
-MOST_TOKENS = 2048
-LAUNCH_BOUND = 120e9
-"""Tokens times parameters of a layer up to which launching a layer is what takes time: 0.4 ms of host
-at 600 TFLOP/s. An estimate, not measured; beyond, padding would cost more than recording gains."""
+MOST_TOKENS = 8192
+LAUNCH_BOUND = 170e9
+"""Tokens times parameters of a layer up to which launching a layer is what takes time: 0.55 ms of host
+at 600 TFLOP/s, about what an H200's took. Beyond, padding would cost more than recording gains."""
 
-_STEPS = (16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792)
+_STEPS = (
+    *(16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 896, 1024),
+    *(1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168),
+)
 
 
 def token_sizes(most: int) -> list[int]:

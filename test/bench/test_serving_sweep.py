@@ -58,6 +58,7 @@ def test_each_rate_gets_its_own_load_and_one_warm_up_serves_all(tmp_path: Path) 
         words = ["--base-url", url, "--rates", "40,80", "--num-requests", "6", *WORDS]
         assert main(["bench", "serving", *words, "--json", str(path)]) == 0
     assert len(fake.bodies) == 1 + 2 * 6
+    assert len({str(body["prompt"]) for body in fake.bodies}) == 1 + 2 * 6  # no cache helps
     sweep = json.loads(path.read_text())["sweep"]
     assert [found["rate"] for found in sweep] == [40, 80]
     assert all(found["num_requests"] == 6 and found["slo_attainment"] == 1.0 for found in sweep)
