@@ -48,19 +48,19 @@ def describe_machine(facts: DeviceFacts) -> list[tuple[str, str]]:
 
 def describe_packages() -> list[tuple[str, str]]:
     """(package, version, or what it would bring and how to install it) rows."""
+    distributions = importlib.metadata.packages_distributions()  # opens files of every package
     rows = []
     for name, purpose, install in OPTIONAL:
         if importlib.util.find_spec(name) is None:
             rows.append((name, f"not here; {purpose}: {install}"))
         else:
-            rows.append((name, f"{_version(name)} ({purpose})"))
+            rows.append((name, f"{_version(distributions.get(name, [name])[0])} ({purpose})"))
     return rows
 
 
-def _version(name: str) -> str:
-    names = importlib.metadata.packages_distributions().get(name, [name])
+def _version(distribution: str) -> str:
     try:
-        return importlib.metadata.version(names[0])
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "of unknown version"
 
