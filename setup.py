@@ -47,6 +47,7 @@ TEST_REQUIREMENTS = [
     "psutil",
     "pytest>=8",
     "pytest-timeout",
+    "pytest-xdist>=3.8",  # the first with --no-loadscope-reorder
     "ruff>=0.14",
     "schemathesis",
     "selenium>=4.20",  # drives the Chromium and ChromeDriver of the system

@@ -8,6 +8,8 @@ set -euo pipefail
 
 prepare test
 cd "$REPO"
+# Some hundred processes import what is here: Python shall compile it once.
+unset PYTHONDONTWRITEBYTECODE
 timed() {
     local start=$SECONDS
     say "$*"
@@ -18,5 +20,8 @@ timed "$VENV/bin/ruff" check .
 timed "$VENV/bin/ruff" format --check .
 timed "$VENV_PYTHON" -m mypy
 timed "$VENV_PYTHON" -m mypy --python-version 3.10
+# Two workers, each with a file at a time; the GPU tests of two would share one memory.
+workers=2
+if has_nvidia_gpu; then workers=0; fi
 say "pytest --slow $*"
-exec "$VENV_PYTHON" -m pytest --slow "$@"
+exec "$VENV_PYTHON" -m pytest --slow -n "$workers" --dist loadfile --no-loadscope-reorder "$@"

@@ -1,10 +1,12 @@
 """What every test gets: a quiet, deterministic process, and a reason where it is skipped."""
 
+import collections
 import os
 import random
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +74,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
         if missing := missing_programs(item):
             item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}: see .ci/run"))
+    if run_slow:
+        put_long_files_first(items)
+
+
+def put_long_files_first(items: list[pytest.Item]) -> None:
+    """So that at the end no worker of pytest-xdist has a long file while the others have nothing."""
+    lengths: collections.Counter[Path] = collections.Counter()
+    for item in items:
+        timeout = item.get_closest_marker("timeout")
+        length = timeout.args[0] if timeout else int(item.get_closest_marker("slow") is not None)
+        lengths[item.path] = max(lengths[item.path], length)
+    items.sort(key=lambda item: -lengths[item.path])
 
 
 @pytest.fixture(autouse=True)

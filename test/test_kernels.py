@@ -31,12 +31,14 @@ CASES = [path for path in ALL_CASES if path not in COMPILED_CASES]
 SAMPLE = 11
 """Of the slow cases every so many-th runs compiled: a prime, so that all values of each parameter come."""
 MAX_PROCESSES = 14
+LIMIT_S = 600
+pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 
 
 def run_cases(paths: list[str], *options: str, interpreted: bool) -> str:
     """Run the cases of some files with pytest's `options`; returns what it says, "" if all pass."""
     # Interrupted, pytest says what failed until then; killed, it says nothing.
-    limit = ("timeout", "-s", "INT", "-k", "10", "600")
+    limit = ("timeout", "-s", "INT", "-k", "10", str(LIMIT_S))
     done = subprocess.run(
         [*limit, sys.executable, "-m", "pytest", *paths, "-q", "-p", "no:cacheprovider", *options],
         cwd=REPO,
