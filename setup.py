@@ -47,7 +47,7 @@ TEST_REQUIREMENTS = [
     "psutil",
     "pytest>=8",
     "pytest-timeout",
-    "pytest-xdist>=3.8",  # the first with --no-loadscope-reorder
+    "pytest-xdist>=3.8",  # the first that can keep the order of files
     "ruff>=0.14",
     "schemathesis",
     "selenium>=4.20",  # drives the Chromium and ChromeDriver of the system

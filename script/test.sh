@@ -27,8 +27,5 @@ check_types() {
 timed "$VENV/bin/ruff" check .
 timed "$VENV/bin/ruff" format --check .
 timed check_types
-# Two workers, each with a file at a time; the GPU tests of two would share one memory.
-workers=2
-if has_nvidia_gpu; then workers=0; fi
 say "pytest --slow $*"
-exec "$VENV_PYTHON" -m pytest --slow -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
+exec "$VENV_PYTHON" -m pytest --slow "$@"

@@ -33,6 +33,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads its options
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run all tests in two processes, a file at a time, unless -n is given; `-n 0` is in this one.
+
+    On a GPU they run in this one, or those of two processes would share its memory.
+    """
+    is_everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    is_inner = "PYTEST_XDIST_WORKER" in os.environ
+    watched = config.option.usepdb or config.option.capture == "no"
+    if not is_everything or is_inner or watched or Path("/dev/nvidiactl").exists():
+        return
+    if config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        config.option.numprocesses = 2
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
+
+
 def count_gpus() -> int:
     """CUDA devices that torch can use; torch is imported only when a collected test needs one."""
     import torch
