@@ -49,7 +49,7 @@ def draws_beside(runner: ModelRunner) -> Iterator[None]:
 
 
 def _use_device(device: torch.device) -> None:
-    if device.type == "cuda":  # each thread has a current one of its own
+    if device.index is not None:  # each thread has a current one of its own
         torch.cuda.set_device(device)
 
 
