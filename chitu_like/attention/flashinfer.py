@@ -82,7 +82,8 @@ class FlashInferBackend:
     ) -> None:
         self._package = import_package("flashinfer", extra="flashinfer")
         self._spec, self._planner = spec, Planner(spec)
-        self._pinned = PinnedMemory(spec.device)
+        # Apart: a step may plan its chunks and then its captured decodes, and must not wait between.
+        self._pinned, self._captured_pinned = (PinnedMemory(spec.device) for _ in range(2))
         self._flatten = flatten_tables_op.resolve(spec.device, spec.dtype)
         self._use_tensor_cores = (
             uses_tensor_cores(spec) if use_tensor_cores is None else use_tensor_cores
@@ -148,7 +149,7 @@ class FlashInferBackend:
         assert batch.num_decodes == len(batch.query_lens), "only decodes are captured"
         tables = self._tables_for_capture(*batch.block_tables.shape)
         host = HostTables.of(batch.context_lens, self._spec.block_size)
-        self._pinned.await_copies()
+        self._captured_pinned.await_copies()
         wrappers: Wrappers = {}
         for window, work in self._captured_work.items():
             wrappers[window] = wrapper = self._package.BatchDecodeWithPagedKVCacheWrapper(
@@ -163,7 +164,7 @@ class FlashInferBackend:
             # Of its own it has 8 MiB, of which dozens of captured steps would make a pool of blocks.
             wrapper.reset_workspace_buffer(self._workspace, work)
             self._planner.plan_decode(wrapper, host, tables.indices[:0], window)
-        self._pinned.note_copies()
+        self._captured_pinned.note_copies()
         return FlashInferMetadata(
             num_decodes=batch.num_decodes,
             has_chunks=False,
@@ -177,10 +178,10 @@ class FlashInferBackend:
         assert isinstance(metadata, FlashInferMetadata), f"plan of another backend: {metadata}"
         host = HostTables.of(batch.context_lens, self._spec.block_size)
         none = metadata.tables.indices[:0]
-        self._pinned.await_copies()
+        self._captured_pinned.await_copies()
         for window, wrapper in metadata.decode.items():
             self._planner.replan_decode(self._package.fast_decode_plan, wrapper, host, none, window)
-        self._pinned.note_copies()
+        self._captured_pinned.note_copies()
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """See GraphBackend: the tables of the step, as the wrappers take them."""

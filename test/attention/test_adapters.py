@@ -4,12 +4,15 @@ A fake computes from the very arrays that our adapter passes, so a wrong index, 
 is a wrong result. Against the packages themselves: the tests marked gpu.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib.util
 import random
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -218,6 +221,41 @@ def test_captured_decodes_follow_tables_and_lengths_that_change(name: str) -> No
     is_2 = "2" in name
     spec = make_spec(SHAPES["grouped"], 256 if is_2 else 16, torch.float32)
     check_captured(ADAPTERS[name](spec), spec, longest=300 if is_2 else 70)
+
+
+class WatchedMemory:
+    """Stands for the memory of plans: says whether copies from it are queued when it is waited for."""
+
+    all: ClassVar[list[WatchedMemory]] = []
+
+    def __init__(self, _device: torch.device) -> None:
+        self.is_copied_from = False
+        self.all.append(self)
+
+    def await_copies(self) -> None:
+        assert not self.is_copied_from, "waits for what the step itself has queued"
+
+    def note_copies(self) -> None:
+        self.is_copied_from = True
+
+
+def test_chunks_and_captured_decodes_of_a_step_are_planned_without_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy queued by this step stands behind the kernels of the one before."""
+    monkeypatch.setattr("chitu_like.attention.flashinfer.PinnedMemory", WatchedMemory)
+    monkeypatch.setattr(WatchedMemory, "all", [])
+    spec = make_spec(SHAPES["grouped"], 16, torch.float32)
+    backend = FlashInferBackend(spec, num_sms=4)
+    decodes, _ = make_batch(spec, [(1, 20), (1, 30)], scattered=True)
+    chunks, _ = make_batch(spec, [(3, 9)], scattered=True)
+    metadata = backend.plan_capture(decodes)
+    for memory in WatchedMemory.all:
+        memory.is_copied_from = False  # the steps before have ended
+    backend.plan(chunks)
+    backend.replan(metadata, decodes)
+    with pytest.raises(AssertionError, match="waits"):
+        backend.replan(metadata, decodes)
 
 
 def test_a_pair_is_captured_where_its_decodes_can_be() -> None:
