@@ -143,7 +143,7 @@ class MixedSteps:
         self._received: Tensor | None = None
         if not options.parallel.is_first_stage:
             self._received = torch.zeros(hidden_states, dtype=dtype, device=device)
-        # Zeros: what pads a batch is never written here, and must be numbers.
+        # Zeros: pieces compute with rows that no request of a batch wrote, and those must be numbers.
         self._between = _Between(
             *(
                 torch.zeros(rows, spec.num_heads, spec.head_dim, dtype=dtype, device=device)

@@ -53,6 +53,7 @@ class PaddedDecodes:
         self._padding_slot = len(slots.num_blocks)
         self._rows = torch.zeros(5, size, dtype=torch.int32, device=options.torch_device)
         self._rows[0] = self._padding_slot
+        self._rows[4] = torch.arange(size)
         self.batch = ForwardBatch(
             input_ids=inputs.input_ids,
             positions=inputs.positions,

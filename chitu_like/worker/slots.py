@@ -5,7 +5,7 @@ batch gives the same tokens; nothing is ever removed.
 
 What captured decode steps read is on the device as well, by slot, and changes as the host's part does:
 by one small upload a batch, or none. Behind the slots stands one more row, of the requests that pad a
-captured batch; see decode_steps.py.
+captured batch; see padded_decodes.py.
 """
 
 from __future__ import annotations

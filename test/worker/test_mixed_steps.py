@@ -192,6 +192,10 @@ def test_who_has_most_to_read_is_told_first() -> None:
     for size in (LONGEST_FIRST - 1, LONGEST_FIRST):
         inputs = DecodeInputs.empty(size, 4, options.torch_device)
         decodes = PaddedDecodes(size, inputs, slots, {}, options)
+        if (order := decodes.batch.decode_order) is not None:
+            assert order.tolist() == list(
+                range(size)
+            )  # kernels are recorded before anything is written
         positions = [3, 11, 7, 11, 0]
         batch = decodes.write(list(range(5)), positions, [1] * 5, [0] * 5)
         assert batch.context_lens == [4, 12, 8, 12, 1] + [1] * (size - 5)
