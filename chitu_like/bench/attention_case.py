@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from chitu_like.attention.base import (
     AttentionBackend,
@@ -18,6 +19,7 @@ from chitu_like.attention.base import (
 from chitu_like.bench.device_timing import Call
 from chitu_like.bench.op_case import Case, Setting, Work
 from chitu_like.core.errors import UnsupportedError
+from chitu_like.worker.padded_decodes import LONGEST_FIRST
 
 DECODE_ONLY = ("xqa",)
 UNEVEN = 16  # times as long is the longest context as the shortest
@@ -131,9 +133,18 @@ def _attention_batch(at: Setting) -> ForwardBatch:
         context_lens=lens,
         device_context_lens=torch.tensor(lens, dtype=torch.int32, device=at.device),
         num_decodes=at.num_reqs if at.is_decode else 0,
+        decode_order=_decode_order(at),
         logits_indices=unused[:0],
         kv_caches={},
     )
+
+
+def _decode_order(at: Setting) -> Tensor | None:
+    """As recorded steps have it (worker/padded_decodes.py)."""
+    if not at.is_decode or at.num_reqs < LONGEST_FIRST:
+        return None
+    lens = torch.tensor(context_lens(at), device=at.device)
+    return lens.argsort(descending=True, stable=True).int()
 
 
 ATTENTION = Case(name="attention", kinds=attention_kinds, make=_attention, needs_context=True)

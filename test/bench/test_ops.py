@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from chitu_like.attention.base import ForwardBatch
+from chitu_like.attention.ref import RefBackend, RefMetadata
 from chitu_like.bench import device_timing
-from chitu_like.bench.attention_case import context_lens
+from chitu_like.bench.attention_case import attention_spec, attention_work, context_lens
 from chitu_like.bench.op_case import Case, Setting, Work
 from chitu_like.bench.op_cases import CASES
 from chitu_like.bench.ops import DEFAULTS, Sweep, run, select_cases, settings
 from chitu_like.bench.roof import Roof
 from chitu_like.cli.command_line import run_reporting
+from chitu_like.worker.padded_decodes import LONGEST_FIRST
 
 SWEEP = Sweep(models=("tiny-chat",), batches=(3,), contexts=(40, 70), prompts=(17,))
 
@@ -69,6 +72,31 @@ def test_attention_counts_the_pairs_of_a_causal_prompt_and_of_a_decode() -> None
     width = 4 * decode.q_size
     assert attention.make(decode, "ref").num_flops == 3 * 40 * width
     assert attention.make(prompt, "ref").num_flops == 17 * 18 // 2 * width
+
+
+class Planned(RefBackend):
+    """Keeps the batch it planned."""
+
+    def plan(self, batch: ForwardBatch) -> RefMetadata:
+        self.batch = batch
+        return super().plan(batch)
+
+
+@pytest.mark.parametrize("num_reqs", [LONGEST_FIRST - 1, LONGEST_FIRST])
+def test_many_decodes_are_told_longest_first_as_recorded_steps_tell_them(num_reqs: int) -> None:
+    decode, _, prompt = tiny_settings("cpu")
+    at = replace(decode, num_reqs=num_reqs, shortest=3)
+    backend = Planned(attention_spec(at))
+    attention_work(at, backend)
+    if num_reqs < LONGEST_FIRST:
+        assert backend.batch.decode_order is None
+    else:
+        order, lens = backend.batch.decode_order, context_lens(at)
+        assert order is not None
+        assert order.dtype == torch.int32
+        assert order.tolist() == sorted(range(num_reqs), key=lambda request: -lens[request])
+    attention_work(replace(prompt, num_reqs=num_reqs), backend)
+    assert backend.batch.decode_order is None
 
 
 def test_uneven_attention_counts_what_its_requests_have() -> None:
