@@ -35,14 +35,18 @@ CORE_REQUIREMENTS = [
     "fastapi",
     "uvicorn",
     "prometheus-client",
+    "pyyaml",  # clusters and placements; hydra-core brings it too
     "rich",
 ]
 
 TEST_REQUIREMENTS = [
     "gguf",  # writes the model of bench llama-cpp
+    "highspy",
     "httpx",
     "hypothesis",
+    "matplotlib",
     "mypy>=1.18",
+    "networkx",  # what max flow is checked against
     "openai>=1.60",
     "psutil",
     "pytest>=8",
@@ -71,6 +75,7 @@ EXTRAS = {
     # Every scheme has a path in torch and kernels of ours; nothing more is needed today.
     "quant": [],
     "plot": ["matplotlib"],
+    "planner": ["highspy", "matplotlib"],
     "test": TEST_REQUIREMENTS,
     "dev": [*TEST_REQUIREMENTS, "clang-format", "pre-commit"],
 }

@@ -115,7 +115,7 @@ def test_the_core_needs_fewer_than_15_packages_none_pinned(wheel: zipfile.ZipFil
 def test_the_extras_are_those_the_readme_may_name(wheel: zipfile.ZipFile) -> None:
     extras = {name.replace("-", "_") for name in metadata_of(wheel).get_all("Provides-Extra")}
     attention = {"flash_attn", "flash_mla", "flashinfer"}
-    assert extras == attention | {"structured", "quant", "plot", "test", "dev"}
+    assert extras == attention | {"structured", "quant", "plot", "planner", "test", "dev"}
 
 
 def test_a_build_without_torch_says_so_in_one_sentence(tmp_path: Path) -> None:
