@@ -10,8 +10,9 @@ FEW_CORES = 4
 def wait_without_spinning() -> None:
     """Let OpenMP's threads sleep at barriers where cores are few; a user's own setting stays.
 
-    OpenMP reads it once, when torch is imported: so every way into the package that leads to torch
-    calls this first. A program that had imported torch before keeps threads that spin.
+    OpenMP reads it once, when torch is imported: so commands, ranks and `from chitu_like import LLM`
+    call this first. A program that had imported torch before, as benchmarks/ do, keeps threads that
+    spin.
 
     A thread that spins takes the core that the engine or another process needs. On two cores a
     decode step of Qwen2.5-0.5B takes 42 ms so and 48 ms with spinning; beside other work, spinning
