@@ -123,9 +123,11 @@ def _graph_bytes(runner: ModelRunner) -> int:
     """What all recorded steps take, extrapolated from the two largest of a kind; and their padding block.
 
     The largest take the memory that all of them share. The second show what each of the others needs
-    besides, nodes of graphs above all, and no other needs more.
+    besides, nodes of graphs above all, and no other needs more. What is taken once and stays, as
+    compiled kernels do, is taken before: it would hide some of that.
     """
     sizes = StepSizes.of(runner.options, runner.options.max_reqs)
+    runner.allocate(1, sizes=sizes.largest(1))
     taken = []
     for measured in (sizes.largest(1), sizes.largest(2)):
         runner.free()
