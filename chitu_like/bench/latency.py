@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chitu_like.bench.client import StreamRecord
-from chitu_like.bench.workload import PlannedRequest
+from chitu_like.simulator.workload import PlannedRequest
 
 PERCENTILES = (50, 90, 99)
 

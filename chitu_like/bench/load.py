@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 from chitu_like.bench.client import StreamRecord
-from chitu_like.bench.workload import PlannedRequest
+from chitu_like.simulator.workload import PlannedRequest
 
 Send = Callable[[PlannedRequest], Awaitable[StreamRecord]]
 

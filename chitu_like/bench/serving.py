@@ -21,7 +21,6 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chitu_like.bench.arrivals import arrival_times
 from chitu_like.bench.client import Address, StreamClient, StreamRecord
 from chitu_like.bench.latency import SentRequest, ServingSummary, Slo, summarize
 from chitu_like.bench.load import run_load
@@ -37,11 +36,13 @@ from chitu_like.bench.serving_report import (
     write_plot,
 )
 from chitu_like.bench.serving_sweep import Curve, RatePoint, plot_curves, sweep_table
-from chitu_like.bench.traces import read_lengths, read_trace
-from chitu_like.bench.workload import PlannedRequest, plan_requests, plan_trace, prompt_of
+from chitu_like.bench.workload import MAX_REQUESTS, plan_trace, prompt_of
 from chitu_like.config.secrets import API_KEYS_VARIABLE
 from chitu_like.core.ending import DONE, FAILED
 from chitu_like.core.errors import ConfigError, PeerError
+from chitu_like.simulator.arrivals import arrival_times
+from chitu_like.simulator.traces import read_lengths, read_trace
+from chitu_like.simulator.workload import PlannedRequest, plan_requests
 
 Row = TypeVar("Row")
 TABLE_WIDTH = 110
@@ -127,7 +128,7 @@ def plan_rounds(options: argparse.Namespace) -> list[list[PlannedRequest]]:
         if options.arrival is not None or options.num_requests or options.duration:
             raise ConfigError("--iterations sends rounds: leave out --arrival, --num-requests, ...")
         count, arrivals = options.iterations * options.batch_size, itertools.repeat(0.0)
-        plan = plan_requests(arrivals, _lengths(options), count=count, duration_s=None)
+        plan = list(plan_requests(arrivals, _lengths(options), count=count, duration_s=None))
         size = options.batch_size
         return [plan[first : first + size] for first in range(0, len(plan), size)]
     count, duration_s = options.num_requests, options.duration
@@ -146,9 +147,14 @@ def plan_rounds(options: argparse.Namespace) -> list[list[PlannedRequest]]:
     if count is None and options.rate is None:
         raise ConfigError("--duration needs --rate: all at once has no end")
     times = arrival_times(
-        kind, options.rate, random.Random(f"{options.seed} arrivals"), burst_size=options.burst_size
+        kind,
+        options.rate,
+        random.Random(f"{options.seed} arrivals"),
+        burst_size=options.burst_size,
+        cv=options.cv,
     )
-    return [plan_requests(times, _lengths(options), count=count, duration_s=duration_s)]
+    count = MAX_REQUESTS if count is None else count
+    return [list(plan_requests(times, _lengths(options), count=count, duration_s=duration_s))]
 
 
 def _lengths(options: argparse.Namespace) -> Iterable[tuple[int, int]]:

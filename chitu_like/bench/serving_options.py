@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chitu_like.bench.arrivals import KINDS
 from chitu_like.cli.command_line import Parser, count, positive_float, positive_floats, positive_int
 from chitu_like.config.secrets import API_KEYS_VARIABLE
+from chitu_like.simulator.arrivals import KINDS
 
 
 def serving_parser(prog: str) -> Parser:
@@ -69,6 +69,13 @@ def _add_arrivals(parser: Parser) -> None:
     )
     group.add_argument(
         "--burst-size", type=positive_int, default=1, metavar="N", help="requests of a burst"
+    )
+    group.add_argument(
+        "--cv",
+        type=positive_float,
+        default=1.0,
+        metavar="C",
+        help="with gamma: deviation of the gaps over their mean; more than 1 comes in clumps",
     )
     group.add_argument(
         "--trace",

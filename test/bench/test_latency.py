@@ -7,7 +7,7 @@ import pytest
 
 from chitu_like.bench.client import StreamRecord
 from chitu_like.bench.latency import SentRequest, Slo, summarize
-from chitu_like.bench.workload import PlannedRequest
+from chitu_like.simulator.workload import PlannedRequest
 
 
 def sent(

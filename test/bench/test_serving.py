@@ -15,9 +15,9 @@ from chitu_like.bench import serving as serving_bench
 from chitu_like.bench.client import Address, StreamClient, StreamRecord
 from chitu_like.bench.latency import SentRequest, summarize
 from chitu_like.bench.load import run_load
-from chitu_like.bench.workload import PlannedRequest
 from chitu_like.cli import main
 from chitu_like.core.errors import ConfigError
+from chitu_like.simulator.workload import PlannedRequest
 
 NUM_TOKENS = 4
 

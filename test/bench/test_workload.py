@@ -4,14 +4,8 @@ import itertools
 
 import pytest
 
-from chitu_like.bench.traces import TraceRow
-from chitu_like.bench.workload import (
-    HASH_BLOCK,
-    PlannedRequest,
-    plan_requests,
-    plan_trace,
-    prompt_of,
-)
+from chitu_like.bench.workload import plan_trace, prompt_of
+from chitu_like.simulator.workload import HASH_BLOCK, PlannedRequest, plan_requests
 
 
 def request(index: int, input_len: int, *hash_ids: int) -> PlannedRequest:
@@ -47,7 +41,7 @@ def test_a_plan_ends_by_count_or_by_time() -> None:
         return itertools.count(0.0, 0.5)
 
     lengths = [(1, 2), (3, 4)]
-    by_count = plan_requests(times(), itertools.cycle(lengths), count=3, duration_s=None)
+    by_count = list(plan_requests(times(), itertools.cycle(lengths), count=3, duration_s=None))
     assert [(r.index, r.arrival_s, r.input_len, r.output_len) for r in by_count] == [
         (0, 0.0, 1, 2),
         (1, 0.5, 3, 4),
@@ -58,7 +52,7 @@ def test_a_plan_ends_by_count_or_by_time() -> None:
 
 
 def test_a_rate_stretches_a_trace_evenly() -> None:
-    rows = [TraceRow(arrival_s=at, input_len=1, output_len=1) for at in (0.0, 1.0, 4.0)]
+    rows = [PlannedRequest(arrival_s=at, input_len=1, output_len=1) for at in (0.0, 1.0, 4.0)]
     plan = plan_trace(rows, rate=4.0, count=None, duration_s=None)
     assert [r.arrival_s for r in plan] == [0.0, 0.125, 0.5]
     assert [r.arrival_s for r in plan_trace(rows, rate=None, count=None, duration_s=2.0)] == [0, 1]

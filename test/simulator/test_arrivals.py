@@ -6,8 +6,8 @@ import statistics
 
 import pytest
 
-from chitu_like.bench.arrivals import arrival_times
 from chitu_like.core.errors import ConfigError
+from chitu_like.simulator.arrivals import arrival_times
 
 
 def first(number: int, kind: str, rate: float | None, **more: int) -> list[float]:
@@ -44,5 +44,5 @@ def test_the_same_seed_gives_the_same_arrivals() -> None:
 
 @pytest.mark.parametrize(("kind", "rate"), [("poisson", None), ("uniform", None), ("trace", 1.0)])
 def test_a_kind_that_cannot_be_drawn_is_refused(kind: str, rate: float | None) -> None:
-    with pytest.raises(ConfigError, match="--arrival"):
+    with pytest.raises(ConfigError, match="arrivals"):
         arrival_times(kind, rate, random.Random(0))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from chitu_like.bench.traces import TraceRow, read_lengths, read_trace
 from chitu_like.core.errors import ConfigError
+from chitu_like.simulator.traces import read_lengths, read_trace
+from chitu_like.simulator.workload import PlannedRequest
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
@@ -34,8 +35,8 @@ def test_azures_seven_decimals_are_kept(tmp_path: Path) -> None:
 
 def test_mooncakes_milliseconds_and_hash_ids_are_read(tmp_path: Path) -> None:
     assert read_trace(written(tmp_path, "m.jsonl", MOONCAKE)) == [
-        TraceRow(arrival_s=0.0, input_len=600, output_len=5, hash_ids=(0, 1)),
-        TraceRow(arrival_s=3.5, input_len=10, output_len=7, hash_ids=(3,)),
+        PlannedRequest(index=0, arrival_s=0.0, input_len=600, output_len=5, hash_ids=(0, 1)),
+        PlannedRequest(index=1, arrival_s=3.5, input_len=10, output_len=7, hash_ids=(3,)),
     ]
 
 

@@ -8,11 +8,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from chitu_like.core.errors import ConfigError
+from chitu_like.simulator.workload import PlannedRequest
 
 TIME_COLUMNS = ("timestamp", "arrival_s", "time")
 INPUT_COLUMNS = ("contexttokens", "input_tokens", "input_length", "input")
@@ -22,23 +23,7 @@ T = TypeVar("T")
 DATE = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TraceRow:
-    """One recorded request.
-
-    Attributes:
-        arrival_s: seconds after the first.
-        input_len, output_len: tokens.
-        hash_ids: Mooncake's names of its 512-token blocks: equal names, equal text. Else empty.
-    """
-
-    arrival_s: float
-    input_len: int
-    output_len: int
-    hash_ids: tuple[int, ...] = ()
-
-
-def read_trace(path: Path) -> list[TraceRow]:
+def read_trace(path: Path) -> list[PlannedRequest]:
     """Read a trace, in order of arrival; the first request comes at 0.
 
     Raises: ConfigError if the file cannot be read or is empty, or naming the first bad line.
@@ -47,13 +32,8 @@ def read_trace(path: Path) -> list[TraceRow]:
     rows = sorted(_read(path, parse), key=lambda row: row.arrival_s)
     start_s = rows[0].arrival_s
     return [
-        TraceRow(
-            arrival_s=row.arrival_s - start_s,
-            input_len=row.input_len,
-            output_len=row.output_len,
-            hash_ids=row.hash_ids,
-        )
-        for row in rows
+        replace(row, index=index, arrival_s=row.arrival_s - start_s)
+        for index, row in enumerate(rows)
     ]
 
 
@@ -88,7 +68,7 @@ def _read(path: Path, parse: Callable[[Iterable[str]], Iterator[T]]) -> list[T]:
     return rows
 
 
-def _mooncake_rows(lines: Iterable[str]) -> Iterator[TraceRow]:
+def _mooncake_rows(lines: Iterable[str]) -> Iterator[PlannedRequest]:
     """Rows of timestamp (ms), input_length, output_length and hash_ids."""
     for line in lines:
         if not line.strip():
@@ -99,7 +79,7 @@ def _mooncake_rows(lines: Iterable[str]) -> Iterator[TraceRow]:
         hash_ids = found.get("hash_ids", [])
         if not isinstance(hash_ids, list) or not all(type(name) is int for name in hash_ids):
             raise ValueError("hash_ids must be a list of whole numbers")
-        yield TraceRow(
+        yield PlannedRequest(
             arrival_s=_number(found.get("timestamp"), "timestamp") / 1e3,
             input_len=_length(found.get("input_length"), "input_length"),
             output_len=_length(found.get("output_length"), "output_length"),
@@ -107,12 +87,12 @@ def _mooncake_rows(lines: Iterable[str]) -> Iterator[TraceRow]:
         )
 
 
-def _csv_rows(lines: Iterable[str]) -> Iterator[TraceRow]:
+def _csv_rows(lines: Iterable[str]) -> Iterator[PlannedRequest]:
     """A time, an input and an output column; without a header these three in this order."""
     for time, input_len, output_len in _columns(
         lines, (TIME_COLUMNS, INPUT_COLUMNS, OUTPUT_COLUMNS)
     ):
-        yield TraceRow(
+        yield PlannedRequest(
             arrival_s=_time(time),
             input_len=_length(input_len, "input"),
             output_len=_length(output_len, "output"),
