@@ -4,9 +4,23 @@ import os
 from collections.abc import Mapping, Sequence
 
 from chitu_like.config.files import find_top_file, model_entries, values_dir
-from chitu_like.config.keys import ALIASES, Key, find_key, known_keys, unknown_key_message
-from chitu_like.config.load import CONFIG_NAME_VARIABLE, DEFAULT_CONFIG_NAME, load_config
+from chitu_like.config.keys import (
+    ALIASES,
+    Key,
+    find_key,
+    known_keys,
+    nearest_key,
+    unknown_key_message,
+)
+from chitu_like.config.load import (
+    CONFIG_NAME_VARIABLE,
+    DEFAULT_CONFIG_NAME,
+    PLANNING_CONFIG_NAME,
+    load_config,
+    load_planning,
+)
 from chitu_like.config.overrides import parse_overrides
+from chitu_like.config.planning import PlanningConfig
 from chitu_like.config.report import show_masked, value_of
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import ADMIN_API_KEY_VARIABLE, API_KEYS_VARIABLE
@@ -38,13 +52,31 @@ def explain_key(
     """
     if name == "models":
         return _explain_models()
-    key = find_key(name)
-    if key is None:
-        raise ConfigError(unknown_key_message(name))
-    config = load_config(overrides, config_name, environ)
-    top = find_top_file(
-        config_name or environ.get(CONFIG_NAME_VARIABLE) or DEFAULT_CONFIG_NAME, values_dir()
-    )
+    if find_key(name) is not None:
+        return _explain(ServeConfig, name, overrides, config_name, environ)
+    if find_key(name, PlanningConfig) is not None:
+        return _explain(PlanningConfig, name, overrides, config_name, environ)
+    nearest = ServeConfig if nearest_key(name) else PlanningConfig
+    raise ConfigError(unknown_key_message(name, nearest))
+
+
+def _explain(
+    whole: type[ServeConfig] | type[PlanningConfig],
+    name: str,
+    overrides: Sequence[str],
+    config_name: str | None,
+    environ: Mapping[str, str],
+) -> str:
+    key = find_key(name, whole)
+    assert key is not None, f"the caller found {name}"
+    config: ServeConfig | PlanningConfig
+    if whole is ServeConfig:
+        config = load_config(overrides, config_name, environ)
+        top_name = DEFAULT_CONFIG_NAME
+    else:
+        config = load_planning(overrides, config_name, environ)
+        top_name = PLANNING_CONFIG_NAME
+    top = find_top_file(config_name or environ.get(CONFIG_NAME_VARIABLE) or top_name, values_dir())
     value = value_of(config, key)
     lines = [
         f"{key.name}: {key.setting.meaning}",
@@ -57,9 +89,10 @@ def explain_key(
 
 
 def list_keys() -> str:
-    """Every key with its meaning, one a line."""
-    width = max(map(len, known_keys()))
-    return "\n".join(f"{key.name:<{width}}  {key.setting.meaning}" for key in known_keys().values())
+    """Every key with its meaning, one a line: those of serving, then those of planning."""
+    keys = {**known_keys(), **known_keys(PlanningConfig)}
+    width = max(map(len, keys))
+    return "\n".join(f"{key.name:<{width}}  {key.setting.meaning}" for key in keys.values())
 
 
 def _explain_models() -> str:
@@ -76,13 +109,14 @@ def _explain_models() -> str:
 
 def _origin(
     key: Key,
-    config: ServeConfig,
+    config: ServeConfig | PlanningConfig,
     overrides: Sequence[str],
     environ: Mapping[str, str],
     top: str,
 ) -> str:
     inside = f"{key.name}."
-    given = [item for item in parse_overrides(overrides) if f"{item.name}.".startswith(inside)]
+    parsed = parse_overrides(overrides, type(config))
+    given = [item for item in parsed if f"{item.name}.".startswith(inside)]
     if given:
         return f"command line: {' '.join(item.text for item in given)}"
     variable = VARIABLES.get(key.name)
@@ -90,4 +124,6 @@ def _origin(
         return "default"
     if variable is not None and environ.get(variable):
         return f"environment: {variable}"
-    return f"config/models/{config.models.name}.yaml" if key.name.startswith("models.") else top
+    if isinstance(config, ServeConfig) and key.name.startswith("models."):
+        return f"config/models/{config.models.name}.yaml"
+    return top

@@ -42,10 +42,18 @@ class Key:
         return describe(self.hint, self.setting)
 
 
+def known_keys(top: type[Section] = ServeConfig) -> Mapping[str, Key]:
+    """Every key users may set, by its dotted name, in the order of the schema.
+
+    Args:
+        top: the whole configuration that they are the keys of: the service's, or planning's.
+    """
+    return _keys_by_name(top)  # type: ignore[arg-type]  # a class hashes, whatever its instances do
+
+
 @cache
-def known_keys() -> Mapping[str, Key]:
-    """Every key users may set, by its dotted name, in the order of the schema."""
-    return {key.name: key for key in _walk(ServeConfig)}
+def _keys_by_name(top: type[Section]) -> Mapping[str, Key]:
+    return {key.name: key for key in _walk(top)}
 
 
 def _walk(section: type[Section]) -> Iterator[Key]:
@@ -60,22 +68,26 @@ def _walk(section: type[Section]) -> Iterator[Key]:
         yield from _walk(subsection)
 
 
-def section_names() -> tuple[str, ...]:
+def section_names(top: type[Section] = ServeConfig) -> tuple[str, ...]:
     """Names that hold keys but are none themselves."""
-    return tuple(subsections_of(ServeConfig))
+    return tuple(subsections_of(top))
 
 
-def find_key(name: str) -> Key | None:
+def find_key(name: str, top: type[Section] = ServeConfig) -> Key | None:
     """The key that `name` (or the alias `name`, or a name inside an open mapping) stands for."""
-    keys = known_keys()
+    keys = known_keys(top)
     if name in OPEN_KEYS or not name.startswith(tuple(f"{key}." for key in OPEN_KEYS)):
         return keys.get(ALIASES.get(name, name))
-    return next(keys[key] for key in OPEN_KEYS if name.startswith(f"{key}."))
+    return next(
+        (keys[key] for key in OPEN_KEYS if name.startswith(f"{key}.") and key in keys), None
+    )
 
 
-def nearest_key(name: str) -> str | None:
+def nearest_key(name: str, top: type[Section] = ServeConfig) -> str | None:
     """The key most likely meant by `name`, or None."""
-    names = [*known_keys(), *ALIASES, "models"]
+    names = [*known_keys(top), *ALIASES]
+    if "models" in section_names(top):
+        names.append("models")
     last = name.rsplit(".", 1)[-1]
     same_end = [known for known in names if known.rsplit(".", 1)[-1] == last]
     if same_end:
@@ -88,13 +100,13 @@ def nearest_key(name: str) -> str | None:
     return ends[close[0]] if close else None
 
 
-def unknown_key_message(name: str) -> str:
+def unknown_key_message(name: str, top: type[Section] = ServeConfig) -> str:
     """One line for a key that does not exist."""
-    if name in section_names():
-        inside = [key for key in known_keys() if key.startswith(f"{name}.")]
+    if name in section_names(top):
+        inside = [key for key in known_keys(top) if key.startswith(f"{name}.")]
         return f"{name} is a section, not a key: set one of {', '.join(inside)}"
     if name == "models.name":
         return "models.name is set by models=NAME; what clients see is serve.model_name"
-    nearest = nearest_key(name)
+    nearest = nearest_key(name, top)
     hint = f"did you mean {nearest}?" if nearest else "`chitu-like explain` lists every key"
     return f"unknown key {name}: {hint}"

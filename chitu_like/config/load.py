@@ -31,6 +31,7 @@ from chitu_like.config.files import (
 )
 from chitu_like.config.keys import ALIASES
 from chitu_like.config.overrides import Override, parse_overrides, quote
+from chitu_like.config.planning import PlanningConfig
 from chitu_like.config.schema import ServeConfig
 from chitu_like.config.secrets import with_secrets
 from chitu_like.config.support import check_supported
@@ -39,6 +40,7 @@ from chitu_like.core.errors import ConfigError
 
 CONFIG_NAME_VARIABLE = "CONFIG_NAME"
 DEFAULT_CONFIG_NAME = "serve"
+PLANNING_CONFIG_NAME = "plan"
 # What Hydra lets through for a file that is unreadable, of another shape, or names itself.
 OTHER_FAULTS = (OSError, ValueError, TypeError, RecursionError)
 
@@ -63,7 +65,9 @@ def load_config(
     """
     given = parse_overrides(overrides)
     name = config_name or environ.get(CONFIG_NAME_VARIABLE) or DEFAULT_CONFIG_NAME
-    tree = _compose(find_top_file(name, values_dir()), given)
+    top = find_top_file(name, values_dir())
+    composed, entry = _compose(top, given)
+    tree = _with_name(composed, entry, top)
     _rename_aliases(tree, {override.name for override in given})
     _expand_paths(tree)
     config = build(ServeConfig, tree)
@@ -74,8 +78,34 @@ def load_config(
     return config
 
 
-def _compose(top: Path, given: Sequence[Override]) -> Tree:
-    """Compose `top` with `given` into plain values; models.name says which entry was chosen."""
+def load_planning(
+    overrides: Sequence[str],
+    config_name: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> PlanningConfig:
+    """Compose, check and freeze what `chitu-like plan` and `chitu-like simulate` are told.
+
+    Args:
+        overrides: KEY=VALUE texts as on the command line.
+        config_name: replaces the top file; None: the environment's CONFIG_NAME, else plan.
+        environ: the environment; only CONFIG_NAME is read from it.
+
+    Raises: ConfigError for an unknown key, a wrong type or an illegal combination, in one line.
+    """
+    given = parse_overrides(overrides, PlanningConfig)
+    name = config_name or environ.get(CONFIG_NAME_VARIABLE) or PLANNING_CONFIG_NAME
+    top = find_top_file(name, values_dir())
+    tree, entry = _compose(top, given)
+    if entry is not None:
+        raise ConfigError(
+            f"{top} is made for serving: let it begin with `defaults: [plan, _self_]` (CONFIG_NAME)"
+        )
+    _rename_aliases(tree, {override.name for override in given})
+    return build(PlanningConfig, tree, PlanningConfig)
+
+
+def _compose(top: Path, given: Sequence[Override]) -> tuple[Tree, str | None]:
+    """Compose `top` with `given` into plain values; beside them, which entry of models/ it chose."""
     values = values_dir()
     texts = [_with_entry(override, (top.parent, values)).to_hydra() for override in given]
     if top.parent != values:
@@ -83,7 +113,7 @@ def _compose(top: Path, given: Sequence[Override]) -> Tree:
     try:
         with _own_hydra(), initialize_config_dir(str(top.parent), version_base="1.3"):
             composed = compose(top.stem, texts, return_hydra_config=True)
-            return _plain(composed, top)
+            return _plain(composed)
     except (HydraException, OmegaConfBaseException, YAMLError, *OTHER_FAULTS) as error:
         if "Could not override 'models'" in str(error):
             raise _no_model(top) from None
@@ -96,15 +126,21 @@ def _with_entry(override: Override, folders: tuple[Path, ...]) -> Override:
     return replace(override, value=find_model_entry(str(override.value), folders))
 
 
-def _plain(composed: DictConfig, top: Path) -> Tree:
+def _plain(composed: DictConfig) -> tuple[Tree, str | None]:
     entry = composed.hydra.runtime.choices.get("models")
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    if entry is None or not isinstance(plain, dict) or not isinstance(plain.get("models"), dict):
+    assert isinstance(plain, dict), "Hydra composes mappings"
+    return {str(name): value for name, value in plain.items()}, entry
+
+
+def _with_name(tree: Tree, entry: str | None, top: Path) -> Tree:
+    """The same tree, its models.name saying which entry was chosen."""
+    models = tree.get("models")
+    if entry is None or not isinstance(models, dict):
         raise _no_model(top)
-    plain["models"]["name"] = entry
-    return {str(name): value for name, value in plain.items()}
+    return {**tree, "models": {**models, "name": entry}}
 
 
 def _no_model(top: Path) -> ConfigError:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args, get_origin
 
-from chitu_like.config.keys import OPEN_KEYS, Key, find_key, unknown_key_message
-from chitu_like.config.section import JsonValue, show
+from chitu_like.config.keys import OPEN_KEYS, Key, find_key, section_names, unknown_key_message
+from chitu_like.config.schema import ServeConfig
+from chitu_like.config.section import JsonValue, Section, show
 from chitu_like.core.errors import ConfigError
 
 MAX_DEPTH = 8  # of brackets in one value; config.json files nest three deep
@@ -46,14 +47,18 @@ class Override:
         return f"++{self.name}={to_literal(self.value)}"
 
 
-def parse_overrides(texts: Sequence[str]) -> tuple[Override, ...]:
+def parse_overrides(texts: Sequence[str], top: type[Section] = ServeConfig) -> tuple[Override, ...]:
     """Read a command line's overrides.
+
+    Args:
+        texts: KEY=VALUE each.
+        top: the whole configuration, which says which keys there are.
 
     Raises: ConfigError for what is no KEY=VALUE, an unknown key, or a key given twice.
     """
     found: dict[str, Override] = {}
     for text in texts:
-        override = _parse_override(text)
+        override = _parse_override(text, top)
         if override.name in found:
             raise ConfigError(
                 f"{override.name} is given twice ({found[override.name].text} and "
@@ -63,18 +68,18 @@ def parse_overrides(texts: Sequence[str]) -> tuple[Override, ...]:
     return tuple(found.values())
 
 
-def _parse_override(text: str) -> Override:
+def _parse_override(text: str, top: type[Section]) -> Override:
     typed, equals, value_text = text.partition("=")
     name = typed.strip().removeprefix("+").removeprefix("+")
     if name.startswith("~"):
         raise ConfigError(f"{show(text)}: a key cannot be removed; leave it out for its default")
     if not equals or name.startswith("-"):
         raise ConfigError(f"{show(text)}: write KEY=VALUE, for example infer.max_reqs=64")
-    if name == "models":
+    if name == "models" and "models" in section_names(top):
         return Override(name=name, value=value_text.strip(), text=show(text))
-    key = find_key(name)
+    key = find_key(name, top)
     if key is None or not all(map(_NAME.fullmatch, name.split("."))):
-        raise ConfigError(unknown_key_message(name))
+        raise ConfigError(unknown_key_message(name, top))
     if key.name == "models.hf_config":  # a folder's config.json would win: not what is meant here
         raise ConfigError(
             f"{show(text)}: models.hf_config belongs in a file of models/; on the command line use "

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from chitu_like.config.keys import Key, known_keys
 from chitu_like.config.resolved import ResolvedConfig
-from chitu_like.config.schema import ServeConfig
 from chitu_like.config.section import Section, show
 
 VALUE_WIDTH = 44
@@ -28,7 +27,7 @@ def format_config(resolved: ResolvedConfig) -> str:
     return "\n".join(_lines(rows))
 
 
-def value_of(config: ServeConfig, key: Key) -> object:
+def value_of(config: Section, key: Key) -> object:
     """The value of `key` in `config`."""
     value: object = config
     for part in key.name.split("."):

@@ -13,8 +13,13 @@ from chitu_like.core.errors import ConfigError
 S = TypeVar("S", bound=Section)
 
 
-def build(section: type[S], tree: Mapping[str, object]) -> S:
+def build(section: type[S], tree: Mapping[str, object], top: type[Section] = ServeConfig) -> S:
     """Make a Section of a tree of plain values; what the tree leaves out takes its default.
+
+    Args:
+        section: to make.
+        tree: its values.
+        top: the whole configuration, whose keys are named where one is unknown.
 
     Raises: ConfigError for an unknown key, or a value that does not fit.
     """
@@ -23,19 +28,20 @@ def build(section: type[S], tree: Mapping[str, object]) -> S:
     values: dict[str, object] = {}
     for name, value in tree.items():
         if name in subsections:
-            values[name] = build(subsections[name], _mapping(section.prefix + name, value))
+            inside = _mapping(section.prefix + name, value, top)
+            values[name] = build(subsections[name], inside, top)
         elif name in names:
             values[name] = value
         else:
-            raise ConfigError(unknown_key_message(f"{section.prefix}{name}"))
+            raise ConfigError(unknown_key_message(f"{section.prefix}{name}", top))
     return section(**values)
 
 
-def _mapping(key: str, value: object) -> Mapping[str, object]:
+def _mapping(key: str, value: object, top: type[Section]) -> Mapping[str, object]:
     if value is None:  # a section's name with nothing below it
         return {}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={show(value)}: {unknown_key_message(key)}")
+        raise ConfigError(f"{key}={show(value)}: {unknown_key_message(key, top)}")
     return value
 
 

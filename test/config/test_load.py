@@ -236,7 +236,7 @@ def test_a_file_of_another_shape_is_one_line(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_names_those_there_are(tmp_path: Path) -> None:
     message = fault(CONFIG_NAME=str(tmp_path / "none"))
     assert message.startswith(
-        f"CONFIG_NAME={tmp_path}/none: no such file; give a path, or one of serve"
+        f"CONFIG_NAME={tmp_path}/none: no such file; give a path, or one of plan, serve"
     )
     (tmp_path / "own.txt").write_text("")
     assert fault(CONFIG_NAME=str(tmp_path / "own.txt")).endswith("must end in .yaml")

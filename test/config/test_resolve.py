@@ -12,6 +12,7 @@ from chitu_like.config.explain import explain_key, list_keys
 from chitu_like.config.keys import known_keys
 from chitu_like.config.load import load_config
 from chitu_like.config.report import format_config, value_of
+from chitu_like.config.planning import PlanningConfig
 from chitu_like.config.resolve import resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.settle import settle
@@ -371,4 +372,5 @@ def test_explain_knows_models_and_refuses_slips() -> None:
     assert "tiny-chat" in explain_key("models")
     with pytest.raises(ConfigError, match=r"did you mean infer.max_reqs"):
         explain_key("infer.max_rex")
-    assert len(list_keys().splitlines()) == len(known_keys())
+    keys = {*known_keys(), *known_keys(PlanningConfig)}
+    assert len(list_keys().splitlines()) == len(keys)
