@@ -11,8 +11,8 @@ from chitu_like.config.device_facts import GIB, DeviceFacts
 from chitu_like.config.explain import explain_key, list_keys
 from chitu_like.config.keys import known_keys
 from chitu_like.config.load import load_config
-from chitu_like.config.report import format_config, value_of
 from chitu_like.config.planning import PlanningConfig
+from chitu_like.config.report import format_config, value_of
 from chitu_like.config.resolve import resolve
 from chitu_like.config.resolved import ResolvedConfig
 from chitu_like.config.settle import settle
