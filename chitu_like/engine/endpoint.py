@@ -122,7 +122,7 @@ def serve(engine: Engine, endpoint: EngineEndpoint) -> None:
     try:
         while _take_messages(engine, endpoint):
             if engine.has_requests and engine.is_due(ASK_S):
-                deltas = engine.step()
+                deltas = engine.take_in()
                 endpoint.send(StepMessage(deltas, engine.stats()))
     except Exception as error:
         reason = f"the engine failed: {type(error).__name__}"

@@ -75,7 +75,12 @@ class Engine:
         self._scheduler.abort(request_id)
 
     def step(self) -> list[RequestDelta]:
-        """Keep the executor full, then take in its oldest batch.
+        """Keep the executor full, then `take_in` its oldest batch."""
+        self._fill()
+        return self.take_in()
+
+    def take_in(self) -> list[RequestDelta]:
+        """Wait for the oldest batch, if there is one, and take it in.
 
         Returns: news of the requests it touched, and of those refused since the last step.
 
@@ -83,7 +88,6 @@ class Engine:
             Exception: whatever broke the executor; the engine cannot go on.
         """
         deltas, self._refused = self._refused, []
-        self._fill()
         if self._in_flight:
             output = self._executor.collect()
             deltas += self._scheduler.update(self._in_flight.popleft(), output, self._clock())
@@ -91,7 +95,7 @@ class Engine:
         return deltas
 
     def is_due(self, timeout_s: float) -> bool:
-        """Keep the executor full, and say whether to `step` now.
+        """Keep the executor full, and say whether to `take_in` now.
 
         False: the executor has room, and its oldest batch was not through within `timeout_s`. A
         request that comes now can be started beside it: take in what came, then ask again.

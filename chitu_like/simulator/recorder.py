@@ -152,8 +152,8 @@ class Recorder:
         """Something has this value from now on.
 
         Args:
-            name: `devices` (GPUs that are paid for), `running`, `waiting`, `NODE.kv` (the share of
-                a node's KV cache in use), or a name of the simulator's own.
+            name: `devices` (GPUs that are paid for), `NODE.running` and `NODE.waiting` (requests),
+                `NODE.kv` (the share of a node's KV cache in use), or a name of the simulator's own.
             value: until the next call.
         """
         level = self._levels.get(name)
@@ -183,7 +183,7 @@ class Recorder:
         latencies = vars(self._latencies)
         return Results(
             figures=self._figures(elapsed_s),
-            nodes={name: self._node(name, use, elapsed_s) for name, use in self._nodes.items()},
+            nodes={name: self._node(name, elapsed_s) for name in self._node_names()},
             links={
                 name: {
                     "utilisation": _ratio(use.busy_s, elapsed_s),
@@ -228,15 +228,23 @@ class Recorder:
         )
         if (devices := self._levels.get("devices")) is not None:
             figures["gpu_seconds"] = devices.integral
-        for name in ("running", "waiting"):
-            if (level := self._levels.get(name)) is not None:
-                figures[f"avg_{name}"] = _ratio(level.integral, elapsed_s)
+        for kind in ("running", "waiting"):
+            found = [level for name, level in self._levels.items() if name.endswith(f".{kind}")]
+            if found:
+                figures[f"avg_{kind}"] = _ratio(sum(level.integral for level in found), elapsed_s)
         busy_s = sum(use.busy_s for use in self._nodes.values())
         figures["utilisation"] = _ratio(busy_s, elapsed_s * len(self._nodes))
         return figures
 
-    def _node(self, name: str, use: _Use, elapsed_s: float) -> dict[str, float | None]:
-        found: dict[str, float | None] = {"utilisation": _ratio(use.busy_s, elapsed_s)}
+    def _node_names(self) -> list[str]:
+        """Those that computed, and those with a KV cache: of a pipeline the instance as a whole."""
+        with_kv = (name.removesuffix(".kv") for name in self._levels if name.endswith(".kv"))
+        return sorted({*self._nodes, *with_kv})
+
+    def _node(self, name: str, elapsed_s: float) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        if (use := self._nodes.get(name)) is not None:
+            found["utilisation"] = _ratio(use.busy_s, elapsed_s)
         if (kv := self._levels.get(f"{name}.kv")) is not None:
             found |= {"kv_mean": _ratio(kv.integral, elapsed_s), "kv_most": kv.most}
         return found
