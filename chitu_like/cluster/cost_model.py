@@ -24,6 +24,7 @@ class ModelFacts:
         token_bytes: of a token id on the wire.
         kv_bytes_per_token: keys and values of a token in ONE layer.
         num_heads, num_kv_heads: which tensor parallelism divides; 0 where nobody said.
+        embedding_bytes: weights beside the layers: embeddings, head, last norm.
     """
 
     name: str
@@ -34,18 +35,19 @@ class ModelFacts:
     kv_bytes_per_token: float = 0.0
     num_heads: int = 0
     num_kv_heads: int = 0
+    embedding_bytes: float = 0.0
 
 
 class LayerTimes(Protocol):
     """One layer of a model on one device: a batch costs prompt_s + decode_s for each layer it passes.
 
     Beyond what was measured both raise ConfigError: nothing is made up.
-
-    Attributes:
-        max_layers: that the device holds at most.
     """
 
-    max_layers: int
+    @property
+    def max_layers(self) -> int:
+        """That the device holds at most."""
+        ...
 
     def prompt_s(self, num_tokens: float) -> float:
         """Seconds for so many prompt tokens together; 0 for none."""
