@@ -21,6 +21,7 @@ from chitu_like.engine.messages import EngineInfo
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.model_files import ModelFiles, Text, load_text
 from chitu_like.scheduler.limits import SchedulerLimits
+from chitu_like.scheduler.mlfq import Quanta
 from chitu_like.scheduler.policy import Ordering
 from chitu_like.scheduler.scheduler import Scheduler
 from chitu_like.worker.crew import Crew
@@ -212,6 +213,10 @@ def _limits(resolved: ResolvedConfig, info: EngineInfo, bounds_queue: bool) -> S
         max_queued_requests=resolved.max_queued_requests if bounds_queue else sys.maxsize,
         max_queued_tokens=resolved.max_queued_tokens if bounds_queue else sys.maxsize,
         starvation_s=resolved.config.scheduler.starvation_s,
+        quanta=Quanta(
+            first_steps=resolved.config.scheduler.mlfq_quantum_steps,
+            prompt_tokens_per_step=resolved.config.scheduler.mlfq_prompt_tokens_per_step,
+        ),
         num_stages=resolved.config.infer.pp_size,
     )
 

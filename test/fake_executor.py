@@ -99,6 +99,11 @@ class FakeExecutor:
             StepOutput(batch.step_id, sampled, prompt_logprobs=self._prompt_logprobs(batch))
         )
 
+    def copy_blocks(self, source: FakeExecutor, pairs: list[tuple[int, int]]) -> None:
+        """Fill own blocks from those of another instance."""
+        for there, here in pairs:
+            self._device[here] = list(source._device[there])
+
     def _sampled_last(self, slot: int, batch: ScheduledBatch) -> int:
         """The slot's last token, if the last stage can have sent it to the first by now."""
         step_id, token = self._last[slot]

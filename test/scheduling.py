@@ -13,6 +13,7 @@ from chitu_like.engine.engine import Engine
 from chitu_like.engine.messages import AddRequest, EngineInfo
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.scheduler.limits import SchedulerLimits
+from chitu_like.scheduler.mlfq import Quanta
 from chitu_like.scheduler.policy import Ordering
 from chitu_like.scheduler.scheduler import Scheduler
 
@@ -82,6 +83,7 @@ def make_rig(
     max_queued_requests: int = 4096,
     max_queued_tokens: int = 2**24,
     num_stages: int = 1,
+    quanta: Quanta | None = None,
 ) -> Rig:
     limits = SchedulerLimits(
         max_reqs=max_reqs,
@@ -92,6 +94,7 @@ def make_rig(
         starvation_s=starvation_s,
         max_queued_requests=max_queued_requests,
         max_queued_tokens=max_queued_tokens,
+        quanta=quanta or Quanta(),
     )
     blocks = BlockManager(
         num_blocks,

@@ -227,6 +227,15 @@ class SchedulerConfig(Section):
         low=0.001,
         high=MAX_SECONDS,
     )
+    mlfq_quantum_steps: int = setting(
+        8,
+        "mlfq: decode steps that its first queue gives a request; each next one gives twice as many",
+        low=1,
+        high=1 << 20,
+    )
+    mlfq_prompt_tokens_per_step: int = setting(
+        64, "mlfq: prompt tokens that take as long as a decode step", low=1, high=1 << 20
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,8 @@ class Request:
         num_served_tokens: tokens computed for it, recomputed ones included.
         is_promoted: it was starving, so it goes before all others.
         start_pass: the stride policy's virtual time when it came.
+        num_tokens_elsewhere: output tokens at most that another instance adds to max_output_tokens;
+            above 0, it is handed off with its last token here (disagg).
     """
 
     __slots__ = (
@@ -68,6 +70,7 @@ class Request:
         "num_pending",
         "num_prompt_logprobs",
         "num_served_tokens",
+        "num_tokens_elsewhere",
         "output_token_ids",
         "params",
         "prompt_token_ids",
@@ -114,6 +117,7 @@ class Request:
         self.num_passed = 0
         self.num_prompt_logprobs = 0
         self.num_served_tokens = 0
+        self.num_tokens_elsewhere = 0
         self.is_promoted = False
         self.start_pass = 0.0
         self.first_scheduled_s: float | None = None

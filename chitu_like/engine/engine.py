@@ -12,6 +12,7 @@ from chitu_like.core.output import FinishReason, RequestDelta
 from chitu_like.core.request import Request
 from chitu_like.engine.executor import Executor
 from chitu_like.engine.messages import AddRequest, EngineInfo, EngineStats
+from chitu_like.scheduler.prefilled import Prefilled
 from chitu_like.scheduler.scheduler import Scheduler
 
 
@@ -60,8 +61,31 @@ class Engine:
 
     def add(self, message: AddRequest) -> None:
         """Take a request. One that cannot run is answered by the next `step`, not raised."""
+        self._add(message, is_prefill=False)
+
+    def add_prefill(self, message: AddRequest) -> None:
+        """Take a request that another instance decodes: `take_prefilled` has it after a token."""
+        self._add(message, is_prefill=True)
+
+    def take_prefilled(self) -> list[Prefilled]:
+        """Those that came through their prompts since the last call; their blocks are kept."""
+        scheduler, now_s = self._scheduler, self._clock()
+        return [
+            Prefilled.of(request, scheduler.prompt_blocks(request), now_s)
+            for request in scheduler.take_handed_off()
+        ]
+
+    def let_go(self, request_id: str) -> None:
+        """Free the blocks of a prefilled request; unknown ids are ignored."""
+        self._scheduler.let_go(request_id)
+
+    def _add(self, message: AddRequest, *, is_prefill: bool) -> None:
         try:
-            self._scheduler.add(self._request(message))
+            request = self._request(message)
+            if is_prefill:
+                request.num_tokens_elsewhere = request.max_output_tokens - 1
+                request.max_output_tokens = 1
+            self._scheduler.add(request)
         except ChituError as error:
             delta = RequestDelta(
                 message.request_id, [], finish_reason=FinishReason.ERROR, error=str(error)

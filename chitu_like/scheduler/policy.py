@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 from chitu_like.core.errors import ConfigError
 from chitu_like.core.request import Request
-
-MLFQ_QUANTUM_TOKENS = 256
-"""Service in the first queue; queue i has 2**i times as much (FastServe, arXiv:2305.05920)."""
+from chitu_like.scheduler.mlfq import Quanta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +24,13 @@ class Situation:
         now_s: the scheduler's clock.
         count_cached: prompt tokens of a waiting request that the prefix cache holds.
         prefill_lead: prefill tokens minus decode tokens served lately (older ones fade).
+        quanta: of the mlfq policy.
     """
 
     now_s: float
     count_cached: Callable[[Request], int]
     prefill_lead: float
+    quanta: Quanta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +127,7 @@ def mlfq(request: Request, situation: Situation) -> float:
 
     A request starts in the queue that its prompt fills (skip-join) and sinks as it is served.
     """
-    service = max(request.num_prompt_tokens, request.num_served_tokens)
-    return float(max(0, math.floor(math.log2(service / MLFQ_QUANTUM_TOKENS)) + 1))
+    return float(situation.quanta.queue(request))
 
 
 def stride_pass(request: Request) -> float:

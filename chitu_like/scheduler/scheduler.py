@@ -3,13 +3,18 @@
 A step carries decodes and prefill chunks together (Orca, OSDI'22; SARATHI, arXiv:2308.16369): every
 running request that can go on gets one token, what is left of the token budget goes to prompts. A
 request needs a slot and, at admission, KV blocks for all tokens known by then; where a decode finds
-no block, the last request in policy order is preempted, by swapping to the host or by recomputing.
+no block, the last request in policy order is preempted, by swapping to the host or by recomputing, and
+nobody behind it is admitted before it is back.
 
 `schedule` may be called again before the output of the batch before is known. Then a request's next
 input token is SAMPLED_LAST, known only to the device. Because every stage computes the batches in
 order, a block that is freed here may be given away at once: the batch that still reads it runs first.
 
 With pipeline stages several batches are computed at a time: `micro_batch.py` says who may be in the next.
+
+Where prefill and decode are apart (DistServe, OSDI'24), a request of a prefill instance is *handed off*
+after its first token and keeps its blocks until they were pulled, so that a slow decode side is felt
+by prefill admission. A decode instance sets blocks aside for it, and lets it *land* when they are filled.
 """
 
 from __future__ import annotations
@@ -62,6 +67,8 @@ class Scheduler:
         self._running: list[Request] = []
         self._is_sorted = True
         self._open: dict[str, Request] = {}
+        self._crossing: dict[str, Request] = {}
+        self._handed_off: list[Request] = []
         self._free_slots = deque(range(limits.max_reqs))
         self._in_flight: dict[int, list[Request]] = {}
         self._num_steps = 0
@@ -79,6 +86,23 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Requests that wait for one, preempted ones included."""
         return len(self._waiting)
+
+    @property
+    def num_preempted(self) -> int:
+        """Requests that lost their places and wait to go on."""
+        return self._waiting.num_preempted
+
+    @property
+    def num_landed_blocks(self) -> int:
+        """Blocks of requests that came prefilled and wait for a slot."""
+        if not self._waiting.num_landed:
+            return 0
+        return sum(len(self.blocks.block_ids(r)) for r in self._waiting if _is_crossing(r))
+
+    @property
+    def num_crossing(self) -> int:
+        """Requests whose blocks are held for another instance, or for what it is to send."""
+        return len(self._crossing)
 
     @property
     def num_steps(self) -> int:
@@ -106,11 +130,14 @@ class Scheduler:
             num_open=len(self._waiting) + len(self._running),
             num_queued_tokens=self._waiting.num_new_tokens,
         )
-        if request.request_id in self._open:
-            raise CapacityError(f"request id {request.request_id!r} is open already")
+        self._check_is_new(request)
         request.start_pass = self._least_pass()
         self._open[request.request_id] = request
         self._waiting.add(request)
+
+    def _check_is_new(self, request: Request) -> None:
+        if request.request_id in self._open or request.request_id in self._crossing:
+            raise CapacityError(f"request id {request.request_id!r} is open already")
 
     def _least_pass(self) -> float:
         """Where a newcomer starts in the stride policy's virtual time: beside who is furthest back.
@@ -133,6 +160,68 @@ class Scheduler:
         self._finish(request, FinishReason.ABORT)
         return True
 
+    # Requests cross from one instance to another
+
+    def take_handed_off(self) -> list[Request]:
+        """Those with a first token that another instance is to decode, once each.
+
+        They are not open any more; their blocks are kept until `let_go`.
+        """
+        handed_off, self._handed_off = self._handed_off, []
+        return handed_off
+
+    def prompt_blocks(self, request: Request) -> list[int]:
+        """The blocks that hold the keys and values of a crossing request's prompt, in order."""
+        num_blocks = self.blocks.blocks_for(request.num_prompt_tokens)
+        return self.blocks.block_ids(request)[:num_blocks]
+
+    def reserve(self, request: Request) -> range | None:
+        """Set blocks aside for a request that another instance prefilled.
+
+        Args:
+            request: as Prefilled.to_request made it.
+
+        Returns: which of its prompt's blocks have to be filled (the others are cached here), or
+            None where there is no room now.
+
+        Raises:
+            CapacityError: it can never run here, or its id is open already.
+        """
+        self.limits.check_size(request, self.blocks)
+        self._check_is_new(request)
+        if not self._fits(request):
+            self.blocks.free(request)  # the names of its blocks
+            return None
+        num_cached = self.blocks.attach_prefix(request)
+        if not self.blocks.extend(request, request.num_known_tokens):
+            raise RuntimeError(f"{request.request_id} was accepted without room for its tokens")
+        request.state = RequestState.TRANSFERRING
+        self._crossing[request.request_id] = request
+        num_blocks = self.blocks.blocks_for(request.num_prompt_tokens)
+        return range(num_cached // self.blocks.block_size, num_blocks)
+
+    def land(self, request_id: str) -> None:
+        """The reserved blocks of a request are filled: it runs as soon as there is a slot."""
+        request = self._crossing.pop(request_id)
+        self.blocks.name_full_blocks(request, request.num_computed)
+        request.start_pass = self._least_pass()
+        self._open[request_id] = request
+        self._waiting.add(request)
+
+    def let_go(self, request_id: str) -> bool:
+        """Free the blocks of a request that was handed off, or for which blocks were set aside.
+
+        Nobody may read or fill them from here on.
+
+        Returns: whether there was such a request.
+        """
+        request = self._crossing.pop(request_id, None)
+        if request is None:
+            return False
+        self._handed_off = [r for r in self._handed_off if r is not request]
+        self.blocks.free(request)
+        return True
+
     # One step
 
     def schedule(self, now_s: float) -> ScheduledBatch | None:
@@ -151,6 +240,7 @@ class Scheduler:
             now_s=now_s,
             count_cached=self.blocks.count_cached,
             prefill_lead=self._prefill_lead,
+            quanta=self.limits.quanta,
         )
         if self._ordering.can_starve:
             self._promote_starved(now_s)
@@ -282,17 +372,24 @@ class Scheduler:
         if not self._free_slots:
             return
         passed: list[Request] = []
+        is_closed = False  # to all but those that hold their blocks already
         for request in list(self._waiting):
-            if not self._free_slots:
+            if not self._free_slots or (is_closed and not self._waiting.num_landed):
                 break
+            if is_closed and not _is_crossing(request):
+                continue
             if not _can_admit_now(request):
+                is_closed = True
                 continue
             if not step.num_tokens_for(request) and not step.is_tight:
                 break
             if not self._has_room(request):
                 passed.append(request)
-                if request.num_passed >= MAX_PASSED or len(passed) > MAX_PASSED:
-                    break
+                is_closed = (
+                    request.state is RequestState.PREEMPTED
+                    or request.num_passed >= MAX_PASSED
+                    or len(passed) > MAX_PASSED
+                )
                 continue
             self._place(request, step)
             if num_tokens := step.num_tokens_for(request):
@@ -310,7 +407,13 @@ class Scheduler:
         self.blocks.name_full_blocks(request, request.num_computed + num_tokens)
 
     def _has_room(self, request: Request, leaving: Sequence[Request] = ()) -> bool:
-        """Whether a slot and blocks for all its known tokens are free once `leaving` have left.
+        """Whether a slot and blocks for all its known tokens are free once `leaving` have left."""
+        if not (self._free_slots or leaving):
+            return False
+        return _is_crossing(request) or self._fits(request, leaving)
+
+    def _fits(self, request: Request, leaving: Sequence[Request] = ()) -> bool:
+        """Whether blocks for all its known tokens are free once `leaving` have left.
 
         While others run, one block in a hundred stays free for their next tokens: admitting into
         the last blocks would preempt someone a step later.
@@ -324,13 +427,15 @@ class Scheduler:
             needed = self.blocks.blocks_for(request.num_known_tokens)
         needed = min(needed, self.blocks.num_blocks)
         num_free = self.blocks.num_free + sum(len(self.blocks.block_ids(r)) for r in leaving)
-        return bool(self._free_slots or leaving) and needed + reserve <= num_free
+        return needed + reserve <= num_free
 
     def _place(self, request: Request, step: Step) -> None:
         """Give a waiting request a slot and its blocks."""
         self._waiting.remove(request)
         if self.blocks.num_host_blocks_of(request):
             step.swap_in += self.blocks.swap_in(request)
+        elif _is_crossing(request):
+            pass  # its blocks were filled by another instance
         elif _takes_shared_blocks(request):
             request.num_computed = self.blocks.attach_prefix(request)
         else:
@@ -410,7 +515,21 @@ class Scheduler:
                 request.stop_token_id = token_id
             self._finish(request, FinishReason.STOP)
         elif num_tokens >= request.max_output_tokens:
-            self._finish(request, FinishReason.LENGTH)
+            if request.num_tokens_elsewhere:
+                self._hand_off(request)
+            else:
+                self._finish(request, FinishReason.LENGTH)
+
+    def _hand_off(self, request: Request) -> None:
+        """Its part here is done; its blocks stay. No batch in flight names it: a length is foreseen."""
+        assert not request.num_in_flight, f"{request.request_id} is in flight after its last token"
+        self._running.remove(request)
+        self._start_pass = None
+        self._free_slot(request)
+        request.state = RequestState.TRANSFERRING
+        del self._open[request.request_id]
+        self._crossing[request.request_id] = request
+        self._handed_off.append(request)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         """The answer is complete; what it holds goes when no batch in flight names it."""
@@ -460,6 +579,11 @@ class Scheduler:
 def _takes_shared_blocks(request: Request) -> bool:
     """Whether a cached prefix spares it work: not where every prompt position must be computed."""
     return request.params.prompt_logprobs is None
+
+
+def _is_crossing(request: Request) -> bool:
+    """Whether it holds its blocks although it does not run."""
+    return request.state is RequestState.TRANSFERRING
 
 
 def _can_admit_now(request: Request) -> bool:

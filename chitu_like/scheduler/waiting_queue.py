@@ -16,12 +16,16 @@ class WaitingQueue:
 
     Attributes:
         num_new_tokens: prompt tokens of those that never ran.
+        num_preempted: those that ran here and lost their places.
+        num_landed: those that came prefilled and hold their blocks.
         is_sorted: nobody joined or was promoted since the last sort.
     """
 
     def __init__(self, ordering: Ordering) -> None:
         """Start empty."""
         self.num_new_tokens = 0
+        self.num_preempted = 0
+        self.num_landed = 0
         self.is_sorted = True
         self._ordering = ordering
         self._requests: list[Request] = []
@@ -39,17 +43,15 @@ class WaitingQueue:
         return self._requests[:count]
 
     def add(self, request: Request) -> None:
-        """Let a request wait, WAITING or PREEMPTED."""
+        """Let a request wait: WAITING, PREEMPTED or, come prefilled, TRANSFERRING."""
         self._requests.append(request)
         self.is_sorted = False
-        if request.state is RequestState.WAITING:
-            self.num_new_tokens += request.num_prompt_tokens
+        self._count(request, 1)
 
     def remove(self, request: Request) -> None:
         """Take a request out while its state is still that of waiting."""
         self._requests.remove(request)
-        if request.state is RequestState.WAITING:
-            self.num_new_tokens -= request.num_prompt_tokens
+        self._count(request, -1)
 
     def sort(self, situation: Situation) -> None:
         """Policy order; a static one is kept until someone joins or is promoted."""
@@ -57,3 +59,9 @@ class WaitingQueue:
             return
         self._requests.sort(key=lambda request: self._ordering.rank(request, situation))
         self.is_sorted = True
+
+    def _count(self, request: Request, sign: int) -> None:
+        if request.state is RequestState.WAITING:
+            self.num_new_tokens += sign * request.num_prompt_tokens
+        self.num_preempted += sign * (request.state is RequestState.PREEMPTED)
+        self.num_landed += sign * (request.state is RequestState.TRANSFERRING)

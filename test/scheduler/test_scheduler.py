@@ -287,7 +287,7 @@ def test_random_histories_answer_every_request_once_with_its_own_tokens(seed, nu
 def test_one_stage_is_scheduled_as_it_ever_was():
     """The batches of forty histories; what schedules them differently on purpose brings a new digest."""
     digests = "".join(random_history(seed).digest() for seed in range(40))
-    assert blake2b(digests.encode(), digest_size=8).hexdigest() == "85198bbd8c0328fa"
+    assert blake2b(digests.encode(), digest_size=8).hexdigest() == "7d5afa35fd57be4d"
 
 
 @pytest.mark.parametrize("policy", [name for name, key in SORT_KEYS.items() if key.is_settled])
