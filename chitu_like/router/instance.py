@@ -34,36 +34,23 @@ class Engine(Protocol):
         """Neither listen nor speak to it any more. May be called twice."""
 
 
-class Instance:
-    """An engine and what is known of it. Written by the router alone.
+class Books:
+    """What an instance was given and has not finished.
 
     Attributes:
         number: its place among the instances, for good.
         info: None until it is ready.
-        stats: as of its last step.
         waiting: request id to prompt tokens, of those without a first delta.
         num_open: requests given to it and not finished.
-        last_progress_s: when it last reported a step, or work began while it was idle.
-        failure: why it is lost, or None.
-        lost: set when it is.
+        num_waiting_tokens: prompt tokens of those that wait.
     """
 
-    def __init__(self, number: int, engine: Engine) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.engine = engine
         self.info: EngineInfo | None = None
-        self.stats = EngineStats()
         self.waiting: dict[str, int] = {}
         self.num_open = 0
         self.num_waiting_tokens = 0
-        self.last_progress_s = 0.0
-        self.failure: str | None = None
-        self.lost = asyncio.Event()
-
-    @property
-    def is_up(self) -> bool:
-        """Whether it can be given requests, now or once it is ready."""
-        return self.failure is None
 
     def load(self) -> InstanceLoad:
         """What a policy looks at."""
@@ -74,20 +61,8 @@ class Instance:
             max_reqs=self.info.max_reqs if self.info is not None else 1,
         )
 
-    def seconds_without_progress(self, now_s: float) -> float:
-        """How long its open requests have seen no step; 0 with none open."""
-        return now_s - self.last_progress_s if self.num_open else 0.0
-
-    def fail(self, reason: str) -> None:
-        """Take it out of service: what it counted stays, what it did has ended."""
-        self.failure = reason
-        self.stats = msgspec.structs.replace(self.stats, num_running=0, num_waiting=0, kv_usage=0.0)
-        self.lost.set()
-
-    def opened(self, request: AddRequest, now_s: float) -> None:
+    def opened(self, request: AddRequest) -> None:
         """Count a request as given to this instance."""
-        if not self.num_open:
-            self.last_progress_s = now_s
         num_tokens = len(request.prompt_token_ids)
         self.waiting[request.request_id] = num_tokens
         self.num_waiting_tokens += num_tokens
@@ -101,6 +76,46 @@ class Instance:
         """Forget a request."""
         self.answered(request_id)
         self.num_open -= 1
+
+
+class Instance(Books):
+    """An engine and what is known of it. Written by the router alone.
+
+    Attributes:
+        stats: as of its last step.
+        last_progress_s: when it last reported a step, or work began while it was idle.
+        failure: why it is lost, or None.
+        lost: set when it is.
+    """
+
+    def __init__(self, number: int, engine: Engine) -> None:
+        super().__init__(number)
+        self.engine = engine
+        self.stats = EngineStats()
+        self.last_progress_s = 0.0
+        self.failure: str | None = None
+        self.lost = asyncio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can be given requests, now or once it is ready."""
+        return self.failure is None
+
+    def seconds_without_progress(self, now_s: float) -> float:
+        """How long its open requests have seen no step; 0 with none open."""
+        return now_s - self.last_progress_s if self.num_open else 0.0
+
+    def fail(self, reason: str) -> None:
+        """Take it out of service: what it counted stays, what it did has ended."""
+        self.failure = reason
+        self.stats = msgspec.structs.replace(self.stats, num_running=0, num_waiting=0, kv_usage=0.0)
+        self.lost.set()
+
+    def given(self, request: AddRequest, now_s: float) -> None:
+        """Count a request as given to this instance now."""
+        if not self.num_open:
+            self.last_progress_s = now_s
+        self.opened(request)
 
 
 def sum_stats(instances: Sequence[Instance]) -> EngineStats:

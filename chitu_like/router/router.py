@@ -214,7 +214,7 @@ class Router:
             for request, index in zip(requests, indices, strict=True):
                 instance = up[index]
                 instance.engine.add(request)
-                instance.opened(request, self._now())
+                instance.given(request, self._now())
                 self._routes[request.request_id] = (instance, inbox)
         except (CapacityError, PeerError):
             self.abort(inbox)

@@ -18,6 +18,8 @@ from chitu_like.simulator.workload import PlannedRequest
 TIME_COLUMNS = ("timestamp", "arrival_s", "time")
 INPUT_COLUMNS = ("contexttokens", "input_tokens", "input_length", "input")
 OUTPUT_COLUMNS = ("generatedtokens", "output_tokens", "output_length", "output")
+COUNT_COLUMNS = ("count", "requests", "arrivals")
+MAX_COUNT = 10_000_000
 MAX_LENGTH = 10_000_000  # tokens; a row beyond is damage, and a prompt of it would fill the memory
 T = TypeVar("T")
 DATE = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)?")
@@ -45,6 +47,14 @@ def read_lengths(path: Path) -> list[tuple[int, int]]:
     if path.suffix in (".jsonl", ".json"):
         return [(row.input_len, row.output_len) for row in _read(path, _mooncake_rows)]
     return _read(path, _csv_lengths)
+
+
+def read_counts(path: Path) -> list[float]:
+    """Arrivals in each bin, one number a row, in the file's order: a CSV with a column `count`.
+
+    Raises: ConfigError as `read_trace`.
+    """
+    return _read(path, _csv_counts)
 
 
 def _read(path: Path, parse: Callable[[Iterable[str]], Iterator[T]]) -> list[T]:
@@ -103,6 +113,15 @@ def _csv_lengths(lines: Iterable[str]) -> Iterator[tuple[int, int]]:
     """An input and an output column; without a header these two in this order."""
     for input_len, output_len in _columns(lines, (INPUT_COLUMNS, OUTPUT_COLUMNS)):
         yield _length(input_len, "input"), _length(output_len, "output")
+
+
+def _csv_counts(lines: Iterable[str]) -> Iterator[float]:
+    """A column of counts; without a header the first."""
+    for (text,) in _columns(lines, (COUNT_COLUMNS,)):
+        count = _number(text, "count")
+        if not 0 <= count <= MAX_COUNT:
+            raise ValueError(f"count={text!r}: 0 to {MAX_COUNT} requests come in a bin")
+        yield count
 
 
 def _columns(lines: Iterable[str], wanted: Sequence[tuple[str, ...]]) -> Iterator[list[str]]:
