@@ -1,0 +1,1 @@
+"""Prefill here, decode there: how a request crosses, and who holds its blocks meanwhile."""

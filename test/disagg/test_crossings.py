@@ -1,0 +1,209 @@
+"""Requests cross while messages are late, copies break and instances die: nothing leaks, nothing lies."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from crossings import World
+from fake_executor import expected_output
+
+from chitu_like.core.sampling_params import SamplingParams
+from chitu_like.disagg.handoff import AT_PREFILL, NEXT, Handoff, Leases, Phase
+from chitu_like.engine.messages import AddRequest
+
+LONG = Leases(waiting_s=1e6, prefill_s=1e6, bridge_s=1e6, pull_s=1e6)
+PROMPT = list(range(9))
+
+
+def check_nothing_is_held(world: World) -> None:
+    for instance in world.instances.values():
+        if not instance.is_lost:
+            instance.rig.blocks.check_integrity()
+            assert instance.rig.blocks.usage == 0.0, instance.name
+            assert instance.rig.scheduler.num_crossing == 0, instance.name
+    assert world.coordinator.num_open == 0
+
+
+def two_and_two(leases: Leases, rng: random.Random, break_rate: float = 0.0) -> World:
+    world = World(leases, break_rate=break_rate)
+    for name in ("p0", "p1"):
+        world.add_prefill(name, num_blocks=rng.choice([16, 64]), max_in_flight=rng.choice([1, 2]))
+    for name in ("d0", "d1"):
+        world.add_decode(
+            name,
+            num_blocks=rng.choice([18, 64]),
+            max_in_flight=rng.choice([1, 2]),
+            num_host_blocks=rng.choice([0, 32]),
+        )
+    return world
+
+
+def add_some(world: World, rng: random.Random, count: int) -> dict[str, tuple[list[int], int]]:
+    asked = {}
+    for i in range(count):
+        prompt = [rng.randrange(3) for _ in range(rng.randint(1, 30))]
+        num_tokens = rng.randint(1, 20)
+        world.add(f"r{i}", prompt, max_tokens=num_tokens)
+        asked[f"r{i}"] = (prompt, num_tokens)
+        for _ in range(rng.randint(0, 30)):
+            world.turn(rng)
+    return asked
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_undisturbed_every_request_gets_its_own_tokens(seed: int):
+    rng = random.Random(seed)
+    world = two_and_two(LONG, rng)
+    asked = add_some(world, rng, 25)
+    world.run(rng)
+    assert world.failed == {}
+    for name, (prompt, num_tokens) in asked.items():
+        assert world.tokens[name] == expected_output(prompt, num_tokens)
+    check_nothing_is_held(world)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_aborts_broken_copies_leases_and_lost_peers_leak_nothing(seed: int):
+    rng = random.Random(seed)
+    short = Leases(waiting_s=300, prefill_s=900, bridge_s=600, pull_s=rng.choice([40, 400]))
+    world = two_and_two(short, rng, break_rate=0.05)
+    asked = add_some(world, rng, 10)
+    aborted = set()
+    for name in asked:
+        if rng.random() < 0.3:
+            aborted.add(name)
+            world.coordinator.abort(name)
+        for _ in range(rng.randint(0, 60)):
+            world.turn(rng)
+        if rng.random() < 0.1:
+            alive = [i.name for i in world.instances.values() if not i.is_lost]
+            if len(alive) > 2:
+                world.lose(rng.choice(alive))
+    world.run(rng)
+    for name, (prompt, num_tokens) in asked.items():
+        expected = expected_output(prompt, num_tokens)
+        tokens = world.tokens.get(name, [])
+        assert tokens == expected[: len(tokens)], name
+        whole = name in world.ended and tokens == expected
+        assert whole or name in world.failed or name in aborted, name
+    check_nothing_is_held(world)
+
+
+ENDINGS = [(phase, how) for phase in Phase for how in ("abort", "expire") if NEXT[phase]]
+ENDINGS += [(phase, "lose prefill") for phase in sorted(AT_PREFILL | {Phase.DECODE}, key=str)]
+ENDINGS += [(phase, "lose decode") for phase in (Phase.PULL, Phase.DECODE)]
+
+
+@pytest.mark.parametrize(("phase", "event"), ENDINGS)
+def test_whatever_ends_a_phase_frees_what_was_held_in_it(phase: Phase, event: str):
+    rng = random.Random(0)
+    world = World(LONG)
+    if phase is not Phase.WAITING:
+        world.add_prefill("p")
+    if phase in {Phase.PULL, Phase.DECODE}:
+        world.add_decode("d")
+    world.add("a", PROMPT, max_tokens=40)
+    for _ in range(500):
+        if world.coordinator.phase("a") is phase:
+            break
+        world.turn(rng)
+    assert world.coordinator.phase("a") is phase
+    if event == "abort":
+        world.coordinator.abort("a")
+    elif event == "expire":
+        world.now_s += 1e7
+        world.coordinator.expire()
+        assert (world.coordinator.phase("a") is Phase.ENDED) == (
+            phase not in {Phase.PULL, Phase.DECODE}
+        )
+        world.coordinator.abort("a")
+    else:
+        name = {"lose prefill": "p", "lose decode": "d"}[event]
+        world.lose(name)
+        if phase is Phase.PULL and name == "d":
+            assert world.coordinator.phase("a") is Phase.BRIDGE
+            world.add_decode("d2")
+            world.run(rng)
+            assert world.tokens["a"] == expected_output(PROMPT, 40)
+            check_nothing_is_held(world)
+            return
+        assert (phase is Phase.DECODE and name == "p") != ("a" in world.failed)
+    world.run(rng)
+    check_nothing_is_held(world)
+
+
+def test_what_nobody_pulls_stops_prefill_admission():
+    """Back-pressure: the decode side takes nothing, so the prefill side fills up and then waits."""
+    rng = random.Random(0)
+    world = World(LONG)
+    prefill = world.add_prefill("p", num_blocks=12, block_size=4, prefix_caching=0, max_seq_len=40)
+    for i in range(6):
+        world.add(f"r{i}", [i] * 12, max_tokens=3)
+    for _ in range(400):
+        world.turn(rng)
+    assert world.coordinator.count(Phase.BRIDGE) == 4  # of 3 blocks each
+    assert world.coordinator.count(Phase.PREFILL) == 2
+    assert world.coordinator.num_tokens(Phase.BRIDGE) == 48
+    assert prefill.rig.scheduler.num_waiting == 2
+    world.add_decode("d")
+    world.run(rng)
+    assert len(world.ended) == 6
+    check_nothing_is_held(world)
+
+
+def test_requests_wait_for_the_first_prefill_instance():
+    rng = random.Random(0)
+    world = World(LONG)
+    world.add("a", PROMPT)
+    assert world.coordinator.phase("a") is Phase.WAITING
+    world.add_prefill("p")
+    world.add_decode("d")
+    world.run(rng)
+    assert world.tokens["a"] == expected_output(PROMPT, 6)
+
+
+def test_a_draining_instance_gets_nothing_new_and_becomes_idle():
+    rng = random.Random(1)
+    world = two_and_two(LONG, rng)
+    add_some(world, rng, 10)
+    for name in ("p0", "d0"):
+        world.coordinator.drain(name)
+    for i in range(5):
+        world.add(f"late {i}", PROMPT)
+    world.run(rng)
+    assert world.failed == {}
+    assert world.coordinator.is_idle("p0")
+    assert world.coordinator.is_idle("d0")
+    num_batches = len(world.instances["p0"].rig.executor.batches)
+    world.add("more", PROMPT)
+    world.run(rng)
+    assert len(world.instances["p0"].rig.executor.batches) == num_batches
+
+
+def test_a_request_too_long_for_the_decode_side_fails_with_its_reason():
+    rng = random.Random(0)
+    world = World(LONG)
+    world.add_prefill("p")
+    world.add_decode("d", max_seq_len=16)
+    world.add("a", PROMPT, max_tokens=40)
+    world.run(rng)
+    assert "infer.max_seq_len=16" in world.failed["a"]
+    check_nothing_is_held(world)
+
+
+def test_no_crossing_goes_backwards_but_one():
+    order = list(Phase)
+    backwards = [
+        (a, b)
+        for a, following in NEXT.items()
+        for b in following
+        if order.index(b) < order.index(a)
+    ]
+    assert backwards == [(Phase.PULL, Phase.BRIDGE)]
+
+
+def test_a_step_that_no_crossing_takes_is_refused():
+    handoff = Handoff(AddRequest("a", PROMPT, SamplingParams()), 0.0)
+    with pytest.raises(RuntimeError, match="cannot go from waiting to decode"):
+        handoff.enter(Phase.DECODE, 0.0)
