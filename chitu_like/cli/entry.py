@@ -62,6 +62,16 @@ COMMANDS = (
         summary="cut and merge a checkpoint once, so that every start reads it fast",
     ),
     Command(
+        name="import-helix",
+        module="chitu_like.cli.import_helix",
+        summary="clusters, placements and profiles of Helix for plan and simulate",
+    ),
+    Command(
+        name="import-distserve",
+        module="chitu_like.cli.import_distserve",
+        summary="fits, capacities and workloads of DistServe for plan and simulate",
+    ),
+    Command(
         name="explain",
         module="chitu_like.cli.explain",
         summary="a key's meaning, default, value and where it comes from",
