@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from chitu_like.core.errors import ConfigError
-from chitu_like.simulator.arrivals import arrival_times
+from chitu_like.simulator.arrivals import arrival_times, counted_arrivals
 
 
 def first(number: int, kind: str, rate: float | None, **more: int) -> list[float]:
@@ -46,3 +46,30 @@ def test_the_same_seed_gives_the_same_arrivals() -> None:
 def test_a_kind_that_cannot_be_drawn_is_refused(kind: str, rate: float | None) -> None:
     with pytest.raises(ConfigError, match="arrivals"):
         arrival_times(kind, rate, random.Random(0))
+
+
+@pytest.mark.parametrize("cv", [0.5, 2.0, 4.0])
+def test_gamma_gaps_have_the_mean_and_the_spread_asked_for(cv: float) -> None:
+    times = arrival_times("gamma", 5.0, random.Random(7), cv=cv)
+    found = gaps(list(itertools.islice(times, 50_001)))
+    assert statistics.mean(found) == pytest.approx(0.2, rel=0.05)
+    assert statistics.stdev(found) / statistics.mean(found) == pytest.approx(cv, rel=0.05)
+
+
+def test_counted_arrivals_stay_in_their_bins() -> None:
+    found = list(counted_arrivals([2, 0, 3], 10.0, random.Random(1)))
+    assert found == sorted(found)
+    assert [int(time // 10) for time in found] == [0, 0, 2, 2, 2]
+
+
+def test_counts_are_scaled_to_a_mean_rate() -> None:
+    found = list(counted_arrivals([1, 3] * 500, 2.0, random.Random(1), rate=0.7))
+    assert len(found) == pytest.approx(0.7 * 2000, rel=0.03)
+    num_odd = sum(int(time // 2) % 2 for time in found)
+    assert num_odd / len(found) == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize(("counts", "rate"), [([-1.0], None), ([0.0, 0.0], 1.0)])
+def test_counts_that_say_nothing_are_refused(counts: list[float], rate: float | None) -> None:
+    with pytest.raises(ConfigError, match="nothing can come"):
+        counted_arrivals(counts, 1.0, random.Random(0), rate=rate)
