@@ -38,54 +38,40 @@ class Wire:
 
 
 class Instance:
-    """An instance of either role behind two wires."""
+    """An instance behind two wires, its receiver, its mover and the front that the receiver talks to."""
 
     def __init__(self, name: str, world: World, rig: Rig) -> None:
         self.name, self.world, self.rig = name, world, rig
         self.to, self.back = Wire(), Wire()
         self.is_lost = False
+        self.receiver = Receiver(name, rig.scheduler, self, self, lambda: rig.clock[0])
+        self.copies: dict[str, tuple[str, list[tuple[int, int]]]] = {}
 
     @property
     def wires(self) -> tuple[Wire, Wire]:
         return self.to, self.back
 
     def step(self) -> None:
+        self.receiver.pull()
         self.rig.step()
         tokens, ends = dict(self.rig.tokens), dict(self.rig.ends)
         self.rig.tokens.clear()
         self.rig.ends.clear()
         if tokens:
             self.back.send(lambda: self.world.hear(self.name, tokens, ends))
-
-
-class PrefillInstance(Instance):
-    """Behind PrefillPeer."""
-
-    def add_prefill(self, message: AddRequest) -> None:
-        self.to.send(lambda: self.rig.engine.add_prefill(message))
-
-    def abort(self, request_id: str) -> None:
-        self.to.send(lambda: self.rig.engine.abort(request_id))
-
-    def let_go(self, request_id: str) -> None:
-        self.to.send(lambda: self.rig.engine.let_go(request_id))
-
-    def step(self) -> None:
-        super().step()
         for prefilled in self.rig.engine.take_prefilled():
             self._tell(prefilled)
 
     def _tell(self, prefilled: Prefilled) -> None:
         self.back.send(lambda: self.world.coordinator.prefilled(self.name, prefilled))
 
+    # PrefillPeer
 
-class DecodeInstance(Instance):
-    """Behind DecodePeer; its own mover, and the front that its receiver talks to."""
+    def add_prefill(self, message: AddRequest) -> None:
+        self.to.send(lambda: self.rig.engine.add_prefill(message))
 
-    def __init__(self, name: str, world: World, rig: Rig) -> None:
-        super().__init__(name, world, rig)
-        self.receiver = Receiver(name, rig.scheduler, self, self, lambda: rig.clock[0])
-        self.copies: dict[str, tuple[str, list[tuple[int, int]]]] = {}
+    def let_go(self, request_id: str) -> None:
+        self.to.send(lambda: self.rig.engine.let_go(request_id))
 
     # DecodePeer
 
@@ -94,10 +80,6 @@ class DecodeInstance(Instance):
 
     def abort(self, request_id: str) -> None:
         self.to.send(lambda: self.receiver.abort(request_id))
-
-    def step(self) -> None:
-        self.receiver.pull()
-        super().step()
 
     # Mover
 
@@ -157,16 +139,19 @@ class World:
         assert request_id not in self.failed
         self.failed[request_id] = reason
 
-    def add_prefill(self, name: str, **limits: int) -> PrefillInstance:
-        instance = PrefillInstance(name, self, make_rig(**limits))  # type: ignore[arg-type]
-        self.instances[name] = instance
+    def add_prefill(self, name: str, **limits: int) -> Instance:
+        instance = self._add_instance(name, **limits)
         self.coordinator.add_prefill(name, instance)
         return instance
 
-    def add_decode(self, name: str, **limits: int) -> DecodeInstance:
-        instance = DecodeInstance(name, self, make_rig(**limits))  # type: ignore[arg-type]
-        self.instances[name] = instance
+    def add_decode(self, name: str, **limits: int) -> Instance:
+        instance = self._add_instance(name, **limits)
         self.coordinator.add_decode(name, instance)
+        return instance
+
+    def _add_instance(self, name: str, **limits: int) -> Instance:
+        instance = Instance(name, self, make_rig(**limits))  # type: ignore[arg-type]
+        self.instances[name] = instance
         return instance
 
     def lose(self, name: str) -> None:
@@ -201,10 +186,8 @@ class World:
                 instance.step,
                 instance.to.deliver,
                 instance.back.deliver,
+                lambda: instance.advance(rng),
             ]
-            if isinstance(instance, DecodeInstance):
-                decode = instance
-                happenings.append(lambda: decode.advance(rng))
             rng.choice(happenings)()
         self.now_s += 1.0
         self.coordinator.expire()
@@ -216,7 +199,7 @@ class World:
             not self.coordinator.num_open
             and not any(wire.queue for i in alive for wire in i.wires)
             and not any(i.rig.engine.has_requests for i in alive)
-            and not any(i.copies for i in alive if isinstance(i, DecodeInstance))
+            and not any(i.copies for i in alive)
         )
 
     def run(self, rng: random.Random, most: int = 40000) -> None:

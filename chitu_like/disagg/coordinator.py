@@ -64,22 +64,22 @@ class Coordinator:
         self._on_failed = on_failed
         self._prefills: dict[str, PrefillPeer] = {}
         self._decodes: dict[str, DecodePeer] = {}
-        self._draining: set[str] = set()
+        self._draining: set[tuple[str, bool]] = set()
         self._handoffs: dict[str, Handoff] = {}
         self._loads: Counter[tuple[str | None, bool]] = Counter()
 
     # Instances come and go
 
     def add_prefill(self, name: str, peer: PrefillPeer) -> None:
-        """A prefill instance serves from now on."""
-        self._draining.discard(name)
+        """A prefill instance serves from now on; it may be a decode instance as well."""
+        self._draining.discard((name, False))
         self._prefills[name] = peer
         for handoff in self._in_phase(Phase.WAITING):
             self._send(handoff)
 
     def add_decode(self, name: str, peer: DecodePeer) -> None:
-        """A decode instance serves from now on."""
-        self._draining.discard(name)
+        """A decode instance serves from now on; likewise."""
+        self._draining.discard((name, True))
         self._decodes[name] = peer
         for handoff in self._in_phase(Phase.BRIDGE):
             if handoff.decode is None:
@@ -87,7 +87,7 @@ class Coordinator:
 
     def drain(self, name: str) -> None:
         """An instance gets nothing new; what it was offered and does not pull is offered elsewhere."""
-        self._draining.add(name)
+        self._draining |= {(name, False), (name, True)}
         for handoff in self._in_phase(Phase.BRIDGE):
             if handoff.decode == name:
                 self._offer(handoff)
@@ -104,7 +104,7 @@ class Coordinator:
         """An instance is gone with all it held: nothing is sent to it any more."""
         self._prefills.pop(name, None)
         self._decodes.pop(name, None)
-        self._draining.discard(name)
+        self._draining -= {(name, False), (name, True)}
         for handoff in list(self._handoffs.values()):
             phase = handoff.phase
             if phase in AT_PREFILL and handoff.prefill == name:
@@ -235,7 +235,7 @@ class Coordinator:
             self._decodes[name].offer(handoff.prefilled, handoff.prefill)
 
     def _least_loaded(self, names: Iterable[str], *, is_decode: bool) -> str | None:
-        serving = [name for name in names if name not in self._draining]
+        serving = [name for name in names if (name, is_decode) not in self._draining]
         return min(serving, key=lambda name: self._loads[name, is_decode], default=None)
 
     def _back_to_bridge(self, handoff: Handoff, reason: str) -> None:

@@ -118,21 +118,35 @@ class Receiver:
             request_id, offer = next(iter(self._offers.items()))
             if request_id in self._stopping:
                 return  # its earlier blocks are still written; soon it is as good as new
-            request = offer.prefilled.to_request(offer.offered_s)
             try:
-                missing = self._scheduler.reserve(request)
+                has_room = self._begin(offer)
             except CapacityError as error:
                 del self._offers[request_id]
                 self._front.refused(self.name, request_id, str(error))
                 continue
-            if missing is None:
+            if not has_room:
                 return
             del self._offers[request_id]
-            self._pulls.add(request_id)
-            own = self._scheduler.prompt_blocks(request)
-            pairs = [(offer.prefilled.block_ids[i], own[i]) for i in missing]
-            self._mover.start(request_id, offer.source, pairs)
+
+    def _begin(self, offer: _Offer) -> bool:
+        """Start one copy; False where there is no room for it now."""
+        request_id = offer.prefilled.request_id
+        if offer.source == self.name:  # it was a prefill instance when this request came
+            if not self._scheduler.keep(request_id):
+                return False
             self._front.pulling(self.name, request_id)
+            self._front.pulled(self.name, request_id)
+            return True
+        request = offer.prefilled.to_request(offer.offered_s)
+        missing = self._scheduler.reserve(request)
+        if missing is None:
+            return False
+        self._pulls.add(request_id)
+        own = self._scheduler.prompt_blocks(request)
+        pairs = [(offer.prefilled.block_ids[i], own[i]) for i in missing]
+        self._mover.start(request_id, offer.source, pairs)
+        self._front.pulling(self.name, request_id)
+        return True
 
     def moved(self, request_id: str) -> None:
         """A copy is complete."""

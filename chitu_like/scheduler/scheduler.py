@@ -200,6 +200,23 @@ class Scheduler:
         num_blocks = self.blocks.blocks_for(request.num_prompt_tokens)
         return range(num_cached // self.blocks.block_size, num_blocks)
 
+    def keep(self, request_id: str) -> bool:
+        """Decode a request here after all that was to be handed off, with the blocks it has.
+
+        Returns: False where it lacks one more block now.
+
+        Raises:
+            CapacityError: its answer is too long for this instance.
+        """
+        request = self._crossing[request_id]
+        if not self.blocks.extend(request, request.num_known_tokens):
+            return False
+        request.max_output_tokens += request.num_tokens_elsewhere
+        request.num_tokens_elsewhere = 0
+        self.limits.check_size(request, self.blocks)
+        self.land(request_id)
+        return True
+
     def land(self, request_id: str) -> None:
         """The reserved blocks of a request are filled: it runs as soon as there is a slot."""
         request = self._crossing.pop(request_id)

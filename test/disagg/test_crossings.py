@@ -181,6 +181,26 @@ def test_a_draining_instance_gets_nothing_new_and_becomes_idle():
     assert len(world.instances["p0"].rig.executor.batches) == num_batches
 
 
+def test_an_instance_that_changes_its_role_decodes_what_it_prefilled_itself():
+    rng = random.Random(2)
+    world = World(LONG)
+    prefill = world.add_prefill("p", num_blocks=40, max_in_flight=2)
+    for i in range(8):
+        world.add(f"r{i}", [i] * 12, max_tokens=5)
+    while world.coordinator.count(Phase.BRIDGE) < 4:
+        world.turn(rng)
+    world.add_prefill("q")
+    world.coordinator.drain("p")
+    world.coordinator.add_decode("p", prefill)
+    for i in range(8, 12):
+        world.add(f"r{i}", [i] * 12, max_tokens=5)
+    world.run(rng)
+    assert world.failed == {}
+    for i in range(12):
+        assert world.tokens[f"r{i}"] == expected_output([i] * 12, 5)
+    check_nothing_is_held(world)
+
+
 def test_a_request_too_long_for_the_decode_side_fails_with_its_reason():
     rng = random.Random(0)
     world = World(LONG)

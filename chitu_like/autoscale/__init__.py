@@ -1,0 +1,1 @@
+"""More or fewer instances: load signals, how many of which role, who sends the weights to whom."""
