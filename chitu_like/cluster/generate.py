@@ -7,7 +7,7 @@ Links are made in pairs, one for each direction, with the same figures.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import combinations, count
 from typing import TypeAlias, TypeVar
@@ -154,19 +154,22 @@ def prune(cluster: Cluster, keep: int, *, seed: int = 0) -> Cluster:
         for links in groups.values()
         for link in sorted(links, key=lambda link: -link.bandwidth)[:keep]
     }
-    kept |= _widest_tree(cluster.links, SOURCE, lambda link: (link.source, link.target))
-    kept |= _widest_tree(cluster.links, SINK, lambda link: (link.target, link.source))
+    kept |= _widest_tree(cluster.links, SOURCE, lambda link: (link.source, link.target), kept)
+    kept |= _widest_tree(cluster.links, SINK, lambda link: (link.target, link.source), kept)
     stay = tuple(link for link in cluster.links if (link.source, link.target) in kept)
     return Cluster(cluster.nodes, stay)
 
 
-def _widest_tree(links: Iterable[Link], root: str, ends: Callable[[Link], Pair]) -> set[Pair]:
+def _widest_tree(
+    links: Iterable[Link], root: str, ends: Callable[[Link], Pair], kept: Set[Pair]
+) -> set[Pair]:
     """Prim's tree of the widest links: its path to each node is one of the widest there are.
 
     Args:
         links: of the cluster.
         root: where the tree begins.
         ends: (the end nearer to the root, the other) of a link.
+        kept: links that stay anyway, so they are taken among equal ones.
     """
     leaving: dict[str, list[Link]] = {}
     for link in links:
@@ -174,16 +177,17 @@ def _widest_tree(links: Iterable[Link], root: str, ends: Callable[[Link], Pair])
     tree: set[Pair] = set()
     reached: set[str] = set()
     tie = count()  # links do not compare
-    heap: list[tuple[float, int, Link | None, str]] = [(0.0, next(tie), None, root)]
+    heap: list[tuple[float, bool, int, Link | None, str]] = [(0.0, False, next(tie), None, root)]
     while heap:
-        _, _, way, name = heapq.heappop(heap)
+        *_, way, name = heapq.heappop(heap)
         if name in reached:
             continue
         reached.add(name)
         if way is not None:
             tree.add((way.source, way.target))
         for link in leaving.get(name, []):
-            heapq.heappush(heap, (-link.bandwidth, next(tie), link, ends(link)[1]))
+            is_new = (link.source, link.target) not in kept
+            heapq.heappush(heap, (-link.bandwidth, is_new, next(tie), link, ends(link)[1]))
     return tree
 
 
