@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from chitu_like.simulator.arrivals import arrival_times, counted_arrivals
     from chitu_like.simulator.clock import VirtualClock
-    from chitu_like.simulator.executor import HostCost, SimulatedExecutor
+    from chitu_like.simulator.executor import SimulatedExecutor
     from chitu_like.simulator.instance import InstanceShape, SimulatedInstance
     from chitu_like.simulator.recorder import FinishedRequest, Recorder
     from chitu_like.simulator.request_log import RequestLog
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Failure",
     "FinishedRequest",
-    "HostCost",
     "InstanceShape",
     "PlannedRequest",
     "Recorder",

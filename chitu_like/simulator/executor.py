@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chitu_like.cluster.cost_model import BatchShape, StepCost
+from chitu_like.cluster.profile_records import HostCost
 from chitu_like.cluster.topology import Link
 from chitu_like.core.batch import SAMPLED_LAST, ScheduledBatch
 from chitu_like.core.errors import PeerError
@@ -19,19 +20,6 @@ from chitu_like.core.output import StepOutput
 
 MAX_BATCH_TOKENS = 1 << 24
 """Above what any step samples: invented token ids of two steps never meet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostCost:
-    """What the engine's process needs for a step, beside what the devices need.
-
-    Attributes:
-        step_s: to take in a batch, schedule the next and send it.
-        request_s: on top, for each request in it.
-    """
-
-    step_s: float = 0.0
-    request_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +38,7 @@ class SimulatedExecutor:
         clock: what time it is.
         stages: cost of a batch on each pipeline stage.
         max_in_flight: batches submitted and not collected: one a stage, one more with overlap.
-        host: what a step costs the engine's process.
+        host: what a step costs the engine's process; None: nothing.
         links: between neighbouring stages; none: hidden states move in no time.
         activation_bytes: of a token between stages.
         block_copy_s: to copy a KV block to or from the host, on each stage at once.
@@ -76,7 +64,7 @@ class SimulatedExecutor:
         self._clock = clock
         self._stages = list(stages)
         self._max_in_flight = max_in_flight
-        self._host = host or HostCost()
+        self._host = host
         self._links = list(links)
         self._activation_bytes = activation_bytes
         self._block_copy_s = block_copy_s
@@ -103,7 +91,7 @@ class SimulatedExecutor:
         if self._is_shut_down:
             raise PeerError("the simulated instance has failed")
         assert len(self._in_flight) < self._max_in_flight, "more batches than max_in_flight"
-        host_s = self._host.step_s + self._host.request_s * batch.num_reqs
+        host_s = self._host.seconds(batch.num_reqs) if self._host else 0.0
         self._host_free_s = max(self._clock(), self._host_free_s) + host_s
         times = self._pass_stages(batch, self._host_free_s)
         end_s = times[-1].end_s

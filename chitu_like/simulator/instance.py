@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from chitu_like.cluster.cost_model import StepCost
+from chitu_like.cluster.profile_records import HostCost
 from chitu_like.cluster.topology import Link
+from chitu_like.core.batch import ScheduledBatch
 from chitu_like.core.errors import ConfigError
 from chitu_like.core.output import RequestDelta
 from chitu_like.core.sampling_params import SamplingParams
@@ -21,10 +23,11 @@ from chitu_like.engine.engine import Engine
 from chitu_like.engine.messages import AddRequest, EngineInfo
 from chitu_like.kvcache.block_manager import BlockManager
 from chitu_like.scheduler.limits import SchedulerLimits
+from chitu_like.scheduler.mlfq import Quanta
 from chitu_like.scheduler.policy import Ordering
 from chitu_like.scheduler.scheduler import Scheduler
 from chitu_like.simulator.clock import VirtualClock
-from chitu_like.simulator.executor import HostCost, SimulatedExecutor, StageTime
+from chitu_like.simulator.executor import SimulatedExecutor, StageTime
 from chitu_like.simulator.recorder import Recorder
 from chitu_like.simulator.workload import PlannedRequest, prompt_tokens
 
@@ -51,7 +54,8 @@ class InstanceShape:
         block_copy_s: seconds to copy one block to or from the host.
         starvation_s: without service, after which a request goes first.
         max_queued_requests, max_queued_tokens: what may wait here; None: as much as likes.
-        host: what a step costs the engine's process.
+        host: what a step costs the engine's process; None: nothing.
+        quanta: of the queues of the mlfq policy.
         links: between neighbouring stages; none: hidden states move in no time.
         activation_bytes: of a token between stages.
     """
@@ -72,7 +76,8 @@ class InstanceShape:
     starvation_s: float = 60.0
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
-    host: HostCost = field(default_factory=HostCost)
+    host: HostCost | None = None
+    quanta: Quanta = field(default_factory=Quanta)
     links: Sequence[Link] = ()
     activation_bytes: float = 0.0
 
@@ -110,6 +115,7 @@ class InstanceShape:
             max_queued_requests=sys.maxsize if queued is None else queued,
             max_queued_tokens=sys.maxsize if tokens is None else tokens,
             starvation_s=self.starvation_s,
+            quanta=self.quanta,
         )
 
     @property
@@ -133,6 +139,7 @@ class SimulatedInstance:
         clock: of the simulation.
         on_deltas: told of the news of every step, as a front end is.
         recorder: told of busy stages and of the KV cache; None: nobody.
+        sample: the token ids that a batch samples; None: numbers that no other step has.
 
     Attributes:
         engine, scheduler, blocks, executor: the real ones, and the simulated one.
@@ -146,6 +153,7 @@ class SimulatedInstance:
         on_deltas: Callable[[list[RequestDelta]], None],
         *,
         recorder: Recorder | None = None,
+        sample: Callable[[ScheduledBatch], list[int]] | None = None,
     ) -> None:
         """Start idle."""
         self.name = name
@@ -175,6 +183,7 @@ class SimulatedInstance:
             links=shape.links,
             activation_bytes=shape.activation_bytes,
             block_copy_s=shape.block_copy_s,
+            sample=sample,
             on_computed=None if recorder is None else self._computed,
         )
         self.engine = Engine(self.scheduler, self.executor, shape.info, seed=0, clock=clock)

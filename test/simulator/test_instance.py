@@ -6,10 +6,10 @@ import random
 import pytest
 from simulator.simulated import LinearCost, instance_shape, requests_at
 
+from chitu_like.cluster.profile_records import HostCost
 from chitu_like.cluster.topology import Link
 from chitu_like.core.errors import ConfigError
 from chitu_like.simulator.arrivals import arrival_times
-from chitu_like.simulator.executor import HostCost
 from chitu_like.simulator.instance import InstanceShape
 from chitu_like.simulator.recorder import FinishedRequest
 from chitu_like.simulator.service import simulate
@@ -39,7 +39,7 @@ def test_those_who_come_together_are_prefilled_together() -> None:
 
 
 def test_the_host_hides_behind_the_device_when_steps_overlap() -> None:
-    cost, host = LinearCost(step_s=1.0), HostCost(step_s=0.25)
+    cost, host = LinearCost(step_s=1.0), HostCost(step_s=0.25, request_s=0.0)
     plan = requests_at([0.0], output_len=9)
     ends = {}
     for overlap in (False, True):
@@ -50,7 +50,7 @@ def test_the_host_hides_behind_the_device_when_steps_overlap() -> None:
 
 def test_a_host_slower_than_the_device_sets_the_pace() -> None:
     shape = InstanceShape(
-        stages=[LinearCost(step_s=0.1)], num_blocks=100, host=HostCost(step_s=1.0)
+        stages=[LinearCost(step_s=0.1)], num_blocks=100, host=HostCost(step_s=1.0, request_s=0.0)
     )
     [found] = answered(requests_at([0.0], output_len=9), shape).values()
     assert found.tpot_s == pytest.approx(1.0)

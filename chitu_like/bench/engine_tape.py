@@ -1,0 +1,266 @@
+"""A real instance served from this process, with everything it was asked and answered on a tape.
+
+The tape says after which step each request entered, so the same steps can be simulated, whatever the
+clock showed; and it has the seconds of every batch, to fit a cost model to.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chitu_like.cluster.cost_model import BatchShape, StepCost
+from chitu_like.cluster.profile_records import HostCost
+from chitu_like.cluster.step_fitting import Measured
+from chitu_like.config.load import load_config
+from chitu_like.core.batch import ScheduledBatch
+from chitu_like.core.errors import CapacityError
+from chitu_like.core.output import FinishReason, RequestDelta, StepOutput
+from chitu_like.engine.engine import Engine
+from chitu_like.engine.executor import Executor
+from chitu_like.engine.messages import AddRequest
+from chitu_like.instance import LoadedEngine, load_engine
+from chitu_like.model_files import read_model_files
+from chitu_like.rank import gather
+from chitu_like.simulator.clock import VirtualClock
+from chitu_like.simulator.instance import InstanceShape, SimulatedInstance
+from chitu_like.simulator.recorder import FinishedRequest
+from chitu_like.worker.crew import Crew
+
+IDLE_S = 0.0002
+"""How long an idle server sleeps before it looks for the next arrival: a part of a step."""
+
+
+TICK_S = 1e-9
+"""Between requests of one step: no two came at the same instant, and policies look at that."""
+
+
+@dataclass
+class Tape:
+    """What an engine did.
+
+    Attributes:
+        entries: (steps taken in before it entered, request), in order.
+        batches, outputs: of each step.
+        spans_s: (submitted, collected) of each step, on the engine's clock.
+        waits_s: of each step, how long the host waited for it in vain.
+        finished: every answered request, its times since the start.
+        elapsed_s: from the first arrival to the last answer.
+    """
+
+    entries: list[tuple[int, AddRequest]] = field(default_factory=list)
+    batches: list[ScheduledBatch] = field(default_factory=list)
+    outputs: list[StepOutput] = field(default_factory=list)
+    spans_s: list[tuple[float, float]] = field(default_factory=list)
+    waits_s: list[float] = field(default_factory=list)
+    finished: list[FinishedRequest] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+    def measured(self) -> list[Measured]:
+        """Seconds of every batch whose end was seen: the host waited for it."""
+        found: list[Measured] = []
+        before_s = 0.0
+        for batch, (start_s, end_s), wait_s in zip(
+            self.batches, self.spans_s, self.waits_s, strict=True
+        ):
+            if wait_s > 0 and batch.num_reqs:
+                seconds = end_s - max(start_s, before_s)
+                found.append(Measured(shape=BatchShape.of(batch), seconds=seconds))
+            before_s = end_s
+        return found
+
+
+class TapedExecutor:
+    """An Executor that notes what passes through it."""
+
+    def __init__(self, executor: Executor) -> None:
+        """Begin a tape."""
+        self.tape = Tape()
+        self._executor = executor
+        self._submitted_s: deque[float] = deque()
+
+    @property
+    def max_in_flight(self) -> int:
+        """See Executor."""
+        return self._executor.max_in_flight
+
+    def submit(self, batch: ScheduledBatch) -> None:
+        """See Executor."""
+        self._submitted_s.append(time.perf_counter())
+        self.tape.batches.append(batch)
+        self._executor.submit(batch)
+
+    def wait(self, timeout_s: float) -> bool:
+        """See Executor."""
+        return self._executor.wait(timeout_s)
+
+    def collect(self) -> StepOutput:
+        """See Executor."""
+        start_s = time.perf_counter()
+        output = self._executor.collect()
+        end_s = time.perf_counter()
+        self.tape.outputs.append(output)
+        self.tape.spans_s.append((self._submitted_s.popleft(), end_s))
+        self.tape.waits_s.append(end_s - start_s)
+        return output
+
+    def shutdown(self) -> None:
+        """See Executor."""
+        self._executor.shutdown()
+
+
+class _TapedCrew(Crew):
+    """Ranks whose executor is taped.
+
+    Attributes:
+        taped: once it was made.
+    """
+
+    taped: TapedExecutor
+
+    @classmethod
+    def of(cls, crew: Crew) -> _TapedCrew:
+        """The same ranks."""
+        taped = cls.__new__(cls)
+        vars(taped).update(vars(crew))
+        return taped
+
+    def executor(self, *, overlap: bool) -> Executor:
+        """See Crew."""
+        self.taped = TapedExecutor(super().executor(overlap=overlap))
+        return self.taped
+
+
+class TapedInstance:
+    """A loaded instance of one process whose runs are taped.
+
+    Args:
+        overrides: `key=value` as for the service.
+    """
+
+    def __init__(self, *overrides: str) -> None:
+        """Load it."""
+        config = load_config(overrides)
+        files = read_model_files(config)
+        crew = _TapedCrew.of(gather(config, files.spec, os.environ))
+        self._loaded: LoadedEngine = load_engine(
+            config, files, crew, shows_progress=False, bounds_queue=False
+        )
+        self._executor = crew.taped
+
+    @property
+    def engine(self) -> Engine:
+        """The real one."""
+        return self._loaded.engine
+
+    def shape(self, stages: Sequence[StepCost], host: HostCost | None = None) -> InstanceShape:
+        """The same instance for the simulator, with costs for its stages."""
+        resolved, info = self._loaded.resolved, self.engine.info
+        config = resolved.config
+        return InstanceShape(
+            stages=stages,
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            max_reqs=info.max_reqs,
+            max_seq_len=info.max_seq_len,
+            max_num_batched_tokens=resolved.max_num_batched_tokens,
+            prefill_chunk_size=resolved.prefill_chunk_size,
+            policy=config.scheduler.type,
+            overlap=config.infer.schedule_overlap,
+            enable_prefix_caching=resolved.enable_prefix_caching,
+            num_host_blocks=self._loaded.num_host_blocks,
+            starvation_s=config.scheduler.starvation_s,
+            host=host,
+        )
+
+    def serve(self, arrivals: Sequence[tuple[float, AddRequest]]) -> Tape:
+        """Let requests come in real time, as `engine/endpoint.py: serve` takes them, to the end.
+
+        Args:
+            arrivals: (seconds after the start, request), in order; ids are their places.
+
+        Raises: CapacityError where one is refused.
+        """
+        tape = self._executor.tape = Tape()
+        engine, coming = self.engine, deque(arrivals)
+        first_token_s: dict[str, float] = {}
+        start_s = time.perf_counter()
+        while coming or engine.has_requests:
+            while coming and coming[0][0] <= time.perf_counter() - start_s:
+                message = coming.popleft()[1]
+                tape.entries.append((len(tape.outputs), message))
+                engine.add(message)
+            if not engine.has_requests:
+                time.sleep(IDLE_S)
+            elif engine.is_due(0.0):
+                deltas = engine.take_in()
+                now_s = time.perf_counter() - start_s
+                for delta in deltas:
+                    first_token_s.setdefault(delta.request_id, now_s)
+                    if delta.finish_reason is not None:
+                        arrival = arrivals[int(delta.request_id)]
+                        tape.finished.append(_finished(arrival, first_token_s, delta, now_s))
+        tape.elapsed_s = time.perf_counter() - start_s
+        return tape
+
+    def shutdown(self) -> None:
+        """End it."""
+        self.engine.shutdown()
+
+
+def _finished(
+    arrival: tuple[float, AddRequest],
+    first_token_s: dict[str, float],
+    delta: RequestDelta,
+    now_s: float,
+) -> FinishedRequest:
+    if delta.finish_reason is FinishReason.ERROR:
+        raise CapacityError(f"request {delta.request_id} of the tape was refused: {delta.error}")
+    arrival_s, message = arrival
+    return FinishedRequest(
+        index=int(delta.request_id),
+        arrival_s=arrival_s,
+        first_token_s=first_token_s.pop(delta.request_id),
+        finished_s=now_s,
+        input_len=len(message.prompt_token_ids),
+        output_len=message.params.max_tokens or 0,
+        num_cached_tokens=delta.num_cached_tokens,
+    )
+
+
+def replay(tape: Tape, shape: InstanceShape, *, with_its_tokens: bool) -> list[ScheduledBatch]:
+    """Simulate step by step: each request enters after as many steps as it did on the tape.
+
+    Args:
+        tape: of a real run.
+        shape: of the same instance.
+        with_its_tokens: sample what the model sampled, rather than invent.
+
+    Returns: the batches that the simulated instance scheduled.
+    """
+    batches: list[ScheduledBatch] = []
+
+    def sample(batch: ScheduledBatch) -> list[int]:
+        batches.append(batch)
+        if with_its_tokens:
+            return tape.outputs[batch.step_id].token_ids
+        return list(range(sum(batch.samples)))
+
+    clock = VirtualClock()
+    instance = SimulatedInstance("replay", shape, clock, lambda deltas: None, sample=sample)
+    engine, coming = instance.engine, deque(tape.entries)
+    num_steps = 0
+    while coming or engine.has_requests:
+        while coming and coming[0][0] <= num_steps:
+            clock.run(clock.now_s + TICK_S)
+            engine.add(coming.popleft()[1])
+        engine.is_due(0.0)
+        due_s = instance.executor.due_s
+        assert due_s is not None, "the tape goes on with nothing to do: it is another instance's"
+        clock.run(max(due_s, clock.now_s))
+        engine.take_in()
+        num_steps += 1
+    return batches
