@@ -117,41 +117,59 @@ class StepShape:
 def _rows(
     lengths: list[int], num_computed: list[int], num_decodes: int, block_size: int
 ) -> Iterator[SlotRow]:
-    """Every request has blocks of its own."""
+    """Every request has blocks of its own, wherever: after a while of service none lie in order."""
+    counts = [-(-length // block_size) for length in lengths]
+    blocks = list(range(sum(counts)))
+    random.Random(len(blocks)).shuffle(blocks)
     used = 0
-    for slot, length in enumerate(lengths):
-        count = -(-length // block_size)
+    for slot, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         # A decode stands behind its prompt, a chunk is the prompt's end.
         prompt_len = num_computed[slot] if slot < num_decodes else length
         yield SlotRow(
             slot=slot,
             prompt_len=prompt_len,
-            block_ids=list(range(used, used + count)),
+            block_ids=blocks[used : used + count],
             sampling=_GREEDY,
             history=[],
         )
         used += count
 
 
-def grid(room: Room) -> list[StepShape]:
-    """Steps that cover what the instance may be asked for: decodes, prompts, both."""
+def grid(room: Room, seed: int = 0) -> list[StepShape]:
+    """Steps that cover what the instance may be asked for: decodes, prompts, both.
+
+    No size is a round one, but for the largest, and contexts differ: what is served is not round either,
+    and on some devices round sizes and equal lengths are faster.
+    """
+    rng = random.Random(seed)
     counts = _ladder(1, room.max_reqs, 2.0)
     contexts = _ladder(4 * LEAST_CONTEXT, room.max_seq_len, 6.0)
     chunks = _ladder(LEAST_CHUNK, room.max_chunk, 2.0)
     before = [0, *_ladder(room.block_size * 8, room.max_seq_len // 2, 8.0)]
-    steps = [StepShape(contexts=(c,) * n) for n in counts for c in contexts]
-    steps += [StepShape(chunks=((new, b),)) for new in chunks for b in before]
-    steps += [
-        StepShape(chunks=((total // n, 0),) * n)
-        for total in chunks
-        for n in (2, 4, 16)
-        if total // n >= LEAST_CHUNK
-    ]
-    steps += [
-        StepShape(contexts=(c,) * n, chunks=((new, b),))
-        for n in counts[1::2]
+    drawn: list[tuple[list[int], int, list[int], list[int]]]
+    drawn = [([n], c, [], []) for n in counts for c in contexts]
+    drawn += [([], 0, [new], [b]) for new in chunks for b in before]
+    drawn += [([], 0, [total // n] * n, [0] * n) for total in chunks for n in (2, 4, 16)]
+    drawn += [
+        ([n], c, [new], [before[(index + chunks.index(new)) % len(before)]])
+        for index, n in enumerate(counts[1::2])
         for c in contexts[::2]
-        for new, b in zip(chunks[1::2], (before * len(chunks))[: len(chunks[1::2])], strict=True)
+        for new in chunks[1::2]
+    ]
+    steps = [
+        StepShape(
+            contexts=tuple(
+                _near(rng, c, room.max_seq_len)
+                for n in ns
+                for _ in range(_near(rng, n, room.max_reqs))
+            ),
+            chunks=tuple(
+                (_near(rng, new, room.max_chunk), _near(rng, b, room.max_seq_len) if b else 0)
+                for new, b in zip(news, befores, strict=True)
+            ),
+        )
+        for ns, c, news, befores in drawn
+        if not news or news[0] >= LEAST_CHUNK
     ]
     return [step for step in dict.fromkeys(steps) if room.holds(step)]
 
@@ -185,6 +203,13 @@ def _draw(room: Room, rng: random.Random, kind: str) -> StepShape:
 
 def _log_uniform(rng: random.Random, low: int, high: int) -> int:
     return round(math.exp(rng.uniform(math.log(low), math.log(max(low, high)))))
+
+
+def _near(rng: random.Random, value: int, most: int) -> int:
+    """Within 30 % of a value; the largest and 1 stay."""
+    if value >= most or value == 1:
+        return min(value, most)
+    return min(most, max(1, round(value * rng.uniform(0.7, 1.3))))
 
 
 def _ladder(low: int, high: int, ratio: float) -> list[int]:

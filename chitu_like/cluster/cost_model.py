@@ -80,6 +80,7 @@ class BatchShape:
         num_chunks: requests with a chunk.
         num_decodes: requests with one token.
         decode_context: tokens that those attend to, all together.
+        prefill_context: tokens that stand before the chunks, in the cache already, all together.
     """
 
     num_prefill_tokens: int = 0
@@ -87,6 +88,7 @@ class BatchShape:
     num_chunks: int = 0
     num_decodes: int = 0
     decode_context: int = 0
+    prefill_context: int = 0
 
     @classmethod
     def of(cls, batch: ScheduledBatch) -> BatchShape:
@@ -101,6 +103,7 @@ class BatchShape:
             num_chunks=batch.num_reqs - n,
             num_decodes=n,
             decode_context=sum(computed[:n]) + n,
+            prefill_context=sum(computed[n:]),
         )
 
 

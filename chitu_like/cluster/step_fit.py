@@ -89,6 +89,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tokens: by tokens of chunks and decodes together.
         pairs: by BatchShape.prefill_pairs.
         context: by BatchShape.decode_context.
+        before: by BatchShape.prefill_context.
         chunk_s, decode_s: of each chunk, of each decode, besides.
     """
 
@@ -96,6 +97,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tokens: Points
     pairs: Points = ((0.0, 0.0),)
     context: Points = ((0.0, 0.0),)
+    before: Points = ((0.0, 0.0),)
     chunk_s: float = 0.0
     decode_s: float = 0.0
 
@@ -126,12 +128,21 @@ class StepFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class _Compiled:
     """Terms ready to be asked a million times."""
 
-    __slots__ = ("_chunk_s", "_constant_s", "_context", "_decode_s", "_pairs", "_tokens")
+    __slots__ = (
+        "_before",
+        "_chunk_s",
+        "_constant_s",
+        "_context",
+        "_decode_s",
+        "_pairs",
+        "_tokens",
+    )
 
     def __init__(self, terms: Terms, share: float, where: str) -> None:
         self._tokens = _curve(terms.tokens, share, f"{where}.tokens")
         self._pairs = _curve(terms.pairs, share, f"{where}.pairs")
         self._context = _curve(terms.context, share, f"{where}.context")
+        self._before = _curve(terms.before, share, f"{where}.before")
         for name in ("constant_s", "chunk_s", "decode_s"):
             if not 0 <= getattr(terms, name) < 1e6:
                 raise ConfigError(f"{where}.{name}={getattr(terms, name)}: give seconds, 0 or more")
@@ -145,6 +156,7 @@ class _Compiled:
             + self._tokens(shape.num_prefill_tokens + shape.num_decodes)
             + self._pairs(shape.prefill_pairs)
             + self._context(shape.decode_context)
+            + self._before(shape.prefill_context)
             + self._chunk_s * shape.num_chunks
             + self._decode_s * shape.num_decodes
         )

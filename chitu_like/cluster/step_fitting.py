@@ -86,30 +86,29 @@ def _tokens(shape: BatchShape) -> int:
 
 def _fit_terms(points: Sequence[Measured]) -> Terms:
     shapes = [point.shape for point in points]
-    tokens = np.array([_tokens(s) for s in shapes], dtype=np.float64)
-    pairs = np.array([s.prefill_pairs for s in shapes], dtype=np.float64)
-    context = np.array([s.decode_context for s in shapes], dtype=np.float64)
-    knots = (
-        _knots(tokens, TOKEN_RATIO, from_zero=False),
-        _knots(pairs, OTHER_RATIO, from_zero=True),
-        _knots(context, OTHER_RATIO, from_zero=True),
-    )
+    amounts = np.array(
+        [[_tokens(s), s.prefill_pairs, s.decode_context, s.prefill_context] for s in shapes],
+        dtype=np.float64,
+    ).T
+    knots = [_knots(amounts[0], TOKEN_RATIO, from_zero=False)]
+    knots += [_knots(x, OTHER_RATIO, from_zero=True) for x in amounts[1:]]
     linear = np.array([[1.0, s.num_chunks, s.num_decodes] for s in shapes])
-    if not pairs.any():  # decodes alone: their number is what `tokens` counts
+    if not any(s.num_chunks for s in shapes):  # decodes alone: their number is what `tokens` counts
         linear[:, 1:] = 0.0
-    blocks = [linear]
-    blocks += [_rises(x, k) for x, k in zip((tokens, pairs, context), knots, strict=True)]
+    blocks = [linear, *(_rises(x, k) for x, k in zip(amounts, knots, strict=True))]
     seconds = np.array([point.seconds for point in points])
     found = nnls(np.hstack(blocks) / seconds[:, None], np.ones(len(points)))
     parts = np.split(found, np.cumsum([block.shape[1] for block in blocks])[:-1])
     constant_s, chunk_s, decode_s = map(float, parts[0])
+    tokens, pairs, context, before = map(_points, knots, parts[1:])
     return Terms(
         constant_s=constant_s,
         chunk_s=chunk_s,
         decode_s=decode_s,
-        tokens=_points(knots[0], parts[1]),
-        pairs=_points(knots[1], parts[2]),
-        context=_points(knots[2], parts[3]),
+        tokens=tokens,
+        pairs=pairs,
+        context=context,
+        before=before,
     )
 
 
