@@ -144,10 +144,9 @@ def _link_values(links: Sequence[Link]) -> Iterator[dict[str, Plain]]:
         links, key=lambda link: (link.source, link.bandwidth, link.latency_s)
     ):
         targets: list[Plain] = [link.target for link in group]
-        alone = len(targets) == 1 and ALL not in (source, targets[0])
         yield {
-            "source": source if alone else [source],
-            "target": targets[0] if alone else targets,
+            "source": source if source != ALL else [source],
+            "target": targets[0] if len(targets) == 1 and targets[0] != ALL else targets,
             "bandwidth": format_quantity(bandwidth, RATES),
             "latency_s": format_quantity(latency_s, SECONDS),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from chitu_like.cluster.units import Units, parse_quantity
 from chitu_like.core.errors import ConfigError
 
 MAX_FILE_BYTES = 16 << 20  # yaml takes seconds for each of them; a larger one is not what we read
+
+_NO_WRAP = 1 << 30  # characters of a line
 
 Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 """What our files are written from."""
@@ -142,17 +145,24 @@ def read_yaml(path: Path) -> object:
 
 
 def write_yaml(path: Path, values: Mapping[str, Plain], comment: str = "") -> None:
-    """Write a mapping in its own order, the innermost lists and mappings on a line each.
+    """Write a mapping in its own order; what its lists and mappings hold takes a line each.
 
     Args:
         path: whose folder is made if need be.
         values: what `read_yaml` gives back.
         comment: lines for the top of the file.
+
+    Raises: ConfigError if it cannot be written.
     """
-    text = yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=2000)
+    root = yaml.SafeDumper(io.StringIO(), sort_keys=False).represent_data(dict(values))
+    _set_style(root, 0)
+    text = yaml.serialize(root, Dumper=yaml.SafeDumper, width=_NO_WRAP)
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*lines, text]), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([*lines, text]), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -170,6 +180,16 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _set_style(node: yaml.Node, depth: int) -> None:
+    """Two levels of lines; below, everything on one."""
+    if not isinstance(node, yaml.CollectionNode):
+        return
+    node.flow_style = depth >= 2
+    for child in node.value:
+        for part in child if isinstance(child, tuple) else (child,):  # key and value
+            _set_style(part, depth + 1)
 
 
 def _parse(file: TextIO) -> object:

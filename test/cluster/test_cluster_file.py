@@ -24,7 +24,9 @@ links:
 """
 
 sizes = st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False)
-names = st.text(min_size=1, max_size=6).filter(lambda name: name not in (SOURCE, SINK))
+names = st.one_of(st.just("all"), st.text(min_size=1, max_size=6)).filter(
+    lambda name: name not in (SOURCE, SINK)
+)
 
 
 @st.composite
@@ -147,6 +149,33 @@ def test_links_are_counted_before_they_are_made(
     monkeypatch.setattr(cluster_file, "MAX_LINKS", 11)
     with pytest.raises(ConfigError, match=r"links\[1\]: too many links: 11 at most"):
         read_cluster(write(tmp_path, BY_HAND))
+
+
+def test_nodes_and_links_take_a_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "again.yaml"
+    write_cluster(read_cluster(write(tmp_path, BY_HAND)), path, "Three.\n\nSee there.")
+    assert path.read_text().splitlines() == [
+        "# Three.",
+        "#",
+        "# See there.",
+        "nodes:",
+        "- {name: big, device: A100, memory_bytes: 40 * GB, nic_in: 10 * GB/s, region: east}",
+        "- {name: small-0, device: L4, memory_bytes: 24 * GB, disk: 1 * GB/s}",
+        "- {name: small-1, device: L4, memory_bytes: 24 * GB, disk: 1 * GB/s}",
+        "links:",
+        "- {source: source, target: [big, small-0, small-1], bandwidth: 1 * GB/s, latency_s: 1 * ms}",
+        "- {source: big, target: [small-0, small-1], bandwidth: 500 * MB/s, latency_s: 0.0}",
+        "- {source: small-0, target: [big, small-1], bandwidth: 500 * MB/s, latency_s: 0.0}",
+        "- {source: small-1, target: [big, small-0], bandwidth: 500 * MB/s, latency_s: 0.0}",
+        "- {source: big, target: sink, bandwidth: 1 * MB/s, latency_s: 250 * ms}",
+        "- {source: small-1, target: sink, bandwidth: 1 * MB/s, latency_s: 250 * ms}",
+    ]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    cluster = read_cluster(write(tmp_path, BY_HAND))
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_cluster(cluster, tmp_path / "cluster.yaml" / "below")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
