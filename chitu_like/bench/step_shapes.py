@@ -150,18 +150,18 @@ def grid(room: Room, seed: int = 0) -> list[StepShape]:
     drawn = [([n], c, [], []) for n in counts for c in contexts]
     drawn += [([], 0, [new], [b]) for new in chunks for b in before]
     drawn += [([], 0, [total // n] * n, [0] * n) for total in chunks for n in (2, 4, 16)]
+    decodes = _ladder(1, room.max_reqs - 1, 4.0)
     drawn += [
-        ([n], c, [new], [before[(index + chunks.index(new)) % len(before)]])
-        for index, n in enumerate(counts[1::2])
-        for c in contexts[::2]
-        for new in chunks[1::2]
+        ([n], contexts[(row + column) % len(contexts)], [new], [before[column % len(before)]])
+        for row, n in enumerate(decodes)
+        for column, new in enumerate(chunks)
     ]
     steps = [
         StepShape(
             contexts=tuple(
                 _near(rng, c, room.max_seq_len)
                 for n in ns
-                for _ in range(_near(rng, n, room.max_reqs))
+                for _ in range(_near(rng, n, room.max_reqs - len(news)))
             ),
             chunks=tuple(
                 (_near(rng, new, room.max_chunk), _near(rng, b, room.max_seq_len) if b else 0)

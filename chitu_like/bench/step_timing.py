@@ -11,7 +11,7 @@ from chitu_like.bench.step_shapes import StepShape
 from chitu_like.core.batch import ScheduledBatch
 from chitu_like.engine.executor import Executor
 
-MOST_REPEATS = 20
+LEAST_REPEATS, MOST_REPEATS = 2, 20
 
 
 def time_steps(
@@ -23,6 +23,7 @@ def time_steps(
     target_s: float,
     seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of each step in each round.
 
@@ -37,28 +38,35 @@ def time_steps(
         target_s: that a measurement should last.
         seed: of the order.
         on_step: called after each measurement.
+        clock: seconds that never go back.
 
     Returns: [num_steps][rounds].
     """
     rng = random.Random(seed)
     order = list(range(len(steps)))
-    repeats = [1] * len(steps)
+    repeats = [LEAST_REPEATS] * len(steps)
     found: list[list[float]] = [[] for _ in steps]
     for round_ in range(rounds + 1):
         rng.shuffle(order)
         for index in order:
             batches = steps[index].batches(block_size)
-            seconds = seconds_per_step(executor, *batches, repeats=repeats[index])
+            seconds = seconds_per_step(executor, *batches, repeats=repeats[index], clock=clock)
             if round_:
                 found[index].append(seconds)
             else:
-                repeats[index] = max(1, min(MOST_REPEATS, round(target_s / seconds)))
+                wanted = round(target_s / max(seconds, 1e-6))
+                repeats[index] = max(LEAST_REPEATS, min(MOST_REPEATS, wanted))
             on_step()
     return found
 
 
 def seconds_per_step(
-    executor: Executor, first: ScheduledBatch, again: ScheduledBatch, *, repeats: int
+    executor: Executor,
+    first: ScheduledBatch,
+    again: ScheduledBatch,
+    *,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Seconds between the ends of two steps, while the executor is kept full.
 
@@ -67,17 +75,18 @@ def seconds_per_step(
         first: brings the requests.
         again: the step to time.
         repeats: of it.
+        clock: seconds that never go back.
     """
     executor.submit(first)
     executor.collect()
     for _ in range(executor.max_in_flight):
         executor.submit(again)
     executor.collect()
-    start_s = time.perf_counter()
+    start_s = clock()
     for _ in range(repeats):
         executor.submit(again)
         executor.collect()
-    elapsed_s = time.perf_counter() - start_s
+    elapsed_s = clock() - start_s
     for _ in range(executor.max_in_flight - 1):
         executor.collect()
     return elapsed_s / repeats
