@@ -133,14 +133,17 @@ def _parse(prog: str, arguments: Sequence[str]) -> _Paths:
 
 
 def _read_cluster(paths: _Paths, solution: Solution | None) -> Cluster:
+    machines = read_machines(paths.machines) if paths.machines else None
     if is_simulator_cluster(paths.cluster):
+        if machines is not None:
+            print(f"{paths.machines} is not needed: {paths.cluster} says what its machines are")
         return read_simulator_cluster(paths.cluster)
-    if paths.machines is None:
+    if machines is None:
         raise ConfigError(
             f"{paths.cluster} names types of machines: say what they are (--machines)"
         )
     offset = OFFSET if solution is None else solution.offset
-    return read_helix_cluster(paths.cluster, read_machines(paths.machines), offset=offset)
+    return read_helix_cluster(paths.cluster, machines, offset=offset)
 
 
 def _read_profile(paths: _Paths, cluster: Cluster) -> Profile | None:

@@ -41,7 +41,7 @@ class Solution:
 
     Attributes:
         offset: compute_node_<offset> is ComputeNode-0.
-        held: name -> layers; nodes that hold none are absent.
+        held: name in lower case, as keys of ini files are -> layers; nodes that hold none are absent.
     """
 
     offset: int
@@ -57,14 +57,16 @@ class Solution:
 
         Raises: ConfigError for nodes that do not exist, or layers that the model does not have.
         """
+        by_lower = {name.lower(): name for name in cluster.by_name}
         for name in self.held:
-            if name not in cluster.by_name:
+            if name not in by_lower:
                 raise ConfigError(f"{path}: [Solution] {name}: the cluster has no such node")
         last = max((layers.stop for layers in self.held.values()), default=0)
         if not last:
             raise ConfigError(f"{path}: [Solution]: no node holds a layer")
+        held = {by_lower[name]: layers for name, layers in self.held.items()}
         try:
-            return LayerPlacement(num_layers or last, self.held)
+            return LayerPlacement(num_layers or last, held)
         except ConfigError as error:
             raise ConfigError(f"{path}: [Solution]: {error}") from None
 

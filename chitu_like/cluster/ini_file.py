@@ -28,7 +28,10 @@ class IniFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._parser = configparser.ConfigParser(
-            interpolation=None, delimiters=("=",), default_section=_NO_DEFAULTS
+            interpolation=None,
+            delimiters=("=",),
+            inline_comment_prefixes=("#", ";"),
+            default_section=_NO_DEFAULTS,
         )
         try:
             if path.stat().st_size > MAX_FILE_BYTES:

@@ -137,6 +137,13 @@ def test_a_simulator_cluster_needs_no_machines(files: Path) -> None:
     assert not (files / "out" / "profile").exists()
 
 
+def test_machines_that_decide_nothing_are_said_to(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(files, cluster="simulator.ini", profiles=None, constants=None)) == 0
+    assert "machines.ini is not needed: " in capsys.readouterr().out
+
+
 def test_a_model_s_own_folder_will_do(files: Path) -> None:
     assert main(words(files, profiles="models/llama2_70b")) == 0
     assert list(Profile.read(files / "out" / "profile").models) == ["llama2_70b"]

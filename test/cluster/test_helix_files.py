@@ -97,6 +97,23 @@ def test_a_solution_leaves_out_nodes_without_layers(tmp_path: Path) -> None:
     assert solution.placement(cluster, 80, tmp_path).num_layers == 80
 
 
+def test_names_match_without_case_as_keys_of_ini_files_do(tmp_path: Path) -> None:
+    text = SIMULATOR.replace("compute_node_2", "Node_A")
+    cluster = read_simulator_cluster(write(tmp_path, text))
+    solution = read_solution(write(tmp_path, "[Settings]\noffset=2\n[Solution]\nNode_A=[0]\n"))
+    assert solution.placement(cluster, None, tmp_path).held == {"Node_A": range(1)}
+
+
+def test_comments_are_left_out(tmp_path: Path) -> None:
+    text = MACHINES.replace("40 * GB", "40 * GB  # of 40").replace("[T4]", "; old\n[T4]")
+    assert machines_in(tmp_path, text) == machines_in(tmp_path, MACHINES)
+
+
+def test_a_solution_without_layers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[Solution\]: no node holds a layer"):
+        solution_in(tmp_path, "[Settings]\noffset=2\n[Solution]\ncompute_node_2=[]\n")
+
+
 def test_the_offset_decides_what_nodes_are_called(tmp_path: Path) -> None:
     cluster = read_helix_cluster(write(tmp_path, CLUSTER), machines_of(tmp_path), offset=7)
     assert cluster.nodes[0].name == "compute_node_7"
