@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from chitu_like.cli.command_line import Parser
 from chitu_like.cli.helix_models import HELIX_MODELS
 from chitu_like.cluster.cluster_file import write_cluster
@@ -32,8 +34,6 @@ from chitu_like.cluster.profile_records import ModelRecord
 from chitu_like.cluster.topology import Cluster
 from chitu_like.core.ending import DONE
 from chitu_like.core.errors import ConfigError
-
-Constants = Mapping[str, Mapping[str, MachineConstants]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,6 @@ def _read_profile(paths: _Paths, cluster: Cluster) -> Profile | None:
             )
         records = _records(paths, [paths.model] if paths.model else [])
         return Profile(models=records) if records else None
-    constants: Constants = read_record(paths.constants, dict[str, dict[str, MachineConstants]])
     folders = _model_folders(paths.profiles)
     if paths.model is not None:
         folders = {name: folder for name, folder in folders.items() if name == paths.model}
@@ -165,6 +164,7 @@ def _read_profile(paths: _Paths, cluster: Cluster) -> Profile | None:
     records = _records(paths, folders)
     tables: dict[tuple[str, str], LayerTables] = {}
     for model, folder in folders.items():
+        constants = _constants(paths.constants, model)
         for device in _devices(paths, cluster, model, folder, constants):
             inner = next(path for path in folder.iterdir() if path.name.lower() == device)
             tables[model, device] = LayerTables(
@@ -172,7 +172,7 @@ def _read_profile(paths: _Paths, cluster: Cluster) -> Profile | None:
                 device=device,
                 prompt=read_times(inner / PROMPT_FILE),
                 decode=read_times(inner / DECODE_FILE),
-                machine=_lower(constants[model])[device],
+                machine=constants[device],
             )
     return Profile(models=records, tables=tables)
 
@@ -202,25 +202,42 @@ def _records(paths: _Paths, models: Iterable[str]) -> dict[str, ModelRecord]:
 
 
 def _devices(
-    paths: _Paths, cluster: Cluster, model: str, folder: Path, constants: Constants
+    paths: _Paths,
+    cluster: Cluster,
+    model: str,
+    folder: Path,
+    constants: Mapping[str, MachineConstants],
 ) -> list[str]:
     """Devices with tables and constants, in lower case: all of the cluster's are among them."""
     measured = {path.parent.name.lower() for path in folder.glob(f"*/{PROMPT_FILE}")}
-    described = _lower(constants.get(model, {})).keys()
     for device in dict.fromkeys(node.device for node in cluster.nodes):
         if device.lower() not in measured:
             raise ConfigError(
                 f"{folder}: there is no {device.lower()}/{PROMPT_FILE}, but the cluster has {device}"
             )
-        if device.lower() not in described:
+        if device.lower() not in constants:
             raise ConfigError(
                 f"{paths.constants}: {model}: {device} is missing, but the cluster has it"
             )
-    return sorted(measured & described)
+    return sorted(measured & constants.keys())
 
 
-def _lower(machines: Mapping[str, MachineConstants]) -> dict[str, MachineConstants]:
-    return {device.lower(): machine for device, machine in machines.items()}
+def _constants(path: Path, model: str) -> dict[str, MachineConstants]:
+    """Device in lower case -> what fits; of a file that is not ours, other keys are not looked at."""
+    models = read_record(path, dict[str, object])
+    try:
+        devices = msgspec.convert(models.get(model, {}), dict[str, dict[str, object]])
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {model}: {error}") from None
+    found = {}
+    for device, values in devices.items():
+        known = {key: values[key] for key in MachineConstants.__struct_fields__ if key in values}
+        try:
+            found[device.lower()] = msgspec.convert(known, MachineConstants, str_keys=True)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{path}: {model}: {device}: {error}") from None
+        found[device.lower()].check(f"{path}: {model}: {device}")
+    return found
 
 
 def _what_it_knows(profile: Profile) -> str:

@@ -19,6 +19,7 @@ MACHINE = {
     "vllm_num_blocks_by_layers": FIVE,
     "prompt_max_requests_by_layers": FIVE,
     "decode_max_tokens_by_layers": FIVE,
+    "remark": "nobody looks at this",
 }
 
 
@@ -38,7 +39,7 @@ def files(tmp_path: Path) -> Path:
         (folder / "prompt_bs2time.csv").write_text("0,0\n100,7.5\n2048,150\n")
         (folder / "decode_bs2time.csv").write_text("0,0\n1,2\n400,4\n")
     (tmp_path / "constants.json").write_text(
-        json.dumps({"llama2_70b": {"A100": MACHINE, "T4": MACHINE}})
+        json.dumps({"source": "by hand", "llama2_70b": {"A100": MACHINE, "T4": MACHINE}})
     )
     return tmp_path
 
@@ -198,7 +199,17 @@ def rewrite(folder: Path, name: str, old: str, new: str) -> None:
         (
             lambda files: rewrite(files, "constants.json", "max_num_layers", "most"),
             {},
-            "constants.json: .*most",
+            "constants.json: llama2_70b: A100: .*max_num_layers",
+        ),
+        (
+            lambda files: rewrite(files, "constants.json", '"5": 500', '"5": "x"'),
+            {},
+            r"constants.json: llama2_70b: A100: Expected `int`, got `str`.*vllm_num_blocks",
+        ),
+        (
+            lambda files: rewrite(files, "constants.json", '"5": 500', '"6": 500'),
+            {},
+            r"constants.json: llama2_70b: A100: vllm_num_blocks_by_layers\[5\]=None",
         ),
         (
             lambda files: rewrite(files, "models/llama2_70b/t4/decode_bs2time.csv", "1,2", "1"),
