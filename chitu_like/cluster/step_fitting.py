@@ -18,6 +18,8 @@ from chitu_like.core.errors import ConfigError
 
 MIN_POINTS = 8  # of each kind; fewer say nothing about curves
 TOKEN_RATIO, OTHER_RATIO = 2.0, 4.0  # from knot to knot
+ROBUST_ROUNDS = 4
+NOISE = 1e-3  # relative; no clock tells less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def _fit_terms(points: Sequence[Measured]) -> Terms:
         linear[:, 1:] = 0.0
     blocks = [linear, *(_rises(x, k) for x, k in zip(amounts, knots, strict=True))]
     seconds = np.array([point.seconds for point in points])
-    found = nnls(np.hstack(blocks) / seconds[:, None], np.ones(len(points)))
+    found = _robust_nnls(np.hstack(blocks) / seconds[:, None])
     parts = np.split(found, np.cumsum([block.shape[1] for block in blocks])[:-1])
     constant_s, chunk_s, decode_s = map(float, parts[0])
     tokens, pairs, context, before = map(_points, knots, parts[1:])
@@ -110,6 +112,21 @@ def _fit_terms(points: Sequence[Measured]) -> Terms:
         context=context,
         before=before,
     )
+
+
+def _robust_nnls(a: Array) -> Array:
+    """The x >= 0 that makes a x nearly 1 (Huber's loss): steps that something else slowed count less.
+
+    A row whose error is beyond twice the median pulls as if it were there, not farther.
+    """
+    weights = np.ones(len(a))
+    for _ in range(ROBUST_ROUNDS):
+        roots = np.sqrt(weights)
+        found = nnls(a * roots[:, None], roots)
+        errors = np.abs(a @ found - 1)
+        limit = max(2 * float(np.median(errors)), NOISE)
+        weights = limit / np.maximum(errors, limit)
+    return found
 
 
 def _knots(x: Array, ratio: float, *, from_zero: bool) -> Array:

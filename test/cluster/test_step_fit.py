@@ -89,6 +89,18 @@ def test_a_made_up_device_is_found_again_on_steps_that_were_not_fitted() -> None
     assert found.p95 < 0.10
 
 
+def test_steps_that_something_else_slowed_do_not_spoil_the_fit() -> None:
+    rng = random.Random(5)
+    points = [
+        Measured(shape=s, seconds=device_s(s) * (rng.uniform(1.5, 3) if rng.random() < 0.1 else 1))
+        for s in random_shapes(6, 300)
+    ]
+    held_out = [Measured(shape=s, seconds=device_s(s)) for s in random_shapes(7, 300)]
+    found = residuals(FittedStep(fit_steps(points)), held_out)
+    assert found.median < 0.03
+    assert found.p95 < 0.10
+
+
 def test_a_stage_takes_its_share() -> None:
     points = [Measured(shape=s, seconds=device_s(s)) for s in random_shapes(2, 200)]
     fit = fit_steps(points, head_layers=2.0)
