@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chitu_like.cluster.drawing import draw_cluster, rows_of, usable_links
@@ -26,6 +26,7 @@ ranges = st.tuples(st.integers(0, 18), st.integers(1, 8)).map(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(ranges, max_size=12))
 def test_nodes_in_a_row_hold_different_layers_and_rows_are_few(held: list[range]) -> None:
     placement = LayerPlacement(20, {str(index): layers for index, layers in enumerate(held)})

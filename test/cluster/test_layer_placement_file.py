@@ -24,7 +24,9 @@ def placements(draw: st.DrawFn) -> LayerPlacement:
     return LayerPlacement(num_layers, held)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(placements())
 def test_a_placement_is_read_back_as_it_was_written(
     tmp_path: Path, placement: LayerPlacement

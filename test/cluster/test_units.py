@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chitu_like.cluster.units import (
@@ -78,6 +78,7 @@ def test_a_number_that_no_float_holds_is_refused() -> None:
         parse_quantity("1e999 * gbps", HELIX_RATES, "here")
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=0, allow_nan=False, allow_infinity=False), st.sampled_from([0, 1, 2]))
 def test_what_is_written_is_read_back_bit_for_bit(value: float, kind: int) -> None:
     units = (BYTES, RATES, SECONDS)[kind]
