@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chitu_like.cluster.cost_model import ModelFacts
+from chitu_like.core.errors import ConfigError
 
 UTILIZATION = 0.9  # of a device's memory
 RESERVED = 0.01  # of it, for activations
@@ -26,7 +27,11 @@ def kv_tokens(
         num_layers: of the stage; None: all.
         weight_bytes: of the stage, where they are not its layers'.
         utilization: share of the memory to plan for.
+
+    Raises: ConfigError where nobody said how large keys and values are.
     """
+    if not facts.kv_bytes_per_token > 0:
+        raise ConfigError(f"{facts.name}: kv_bytes_per_token is not there: give it in model.json")
     held = facts.num_layers if num_layers is None else num_layers
     weights = held * facts.layer_bytes if weight_bytes is None else weight_bytes
     room = memory_bytes * (utilization - RESERVED) - weights / tp

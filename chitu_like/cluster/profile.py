@@ -134,14 +134,13 @@ class Profile:
         if tables := self.tables.get((model, device.lower())):
             return tables
         facts, planning = self.model(model), self.planning(model)
+        layer = self.step_cost(model, device, num_layers=1, is_first=False, is_last=False)
         memory = self._memory_bytes(model, device)
-        if memory is None:
-            raise self._unknown(model, device)
         _, count = self._device(device)
         return StepLayers(
             facts=facts,
             device=device,
-            layer=self.step_cost(model, device, num_layers=1, is_first=False, is_last=False),
+            layer=layer,
             memory_bytes=memory * count,
             mean_input=planning.mean_input,
             mean_output=planning.mean_output,
@@ -246,8 +245,6 @@ class Profile:
                 if row.tp == tp and row.pp == -(-facts.num_layers // held):
                     return row.max_num_tokens // block_size
             memory_bytes = self._memory_bytes(model, device)
-        if memory_bytes is None:
-            raise self._unknown(model, device)
         _, count = self._device(device)
         weights = held * facts.layer_bytes + (facts.embedding_bytes if is_last else 0.0)
         tokens = kv_tokens(
@@ -279,13 +276,20 @@ class Profile:
             lower, count = several[1], int(several[2])
         return names.get(lower, device), count
 
-    def _memory_bytes(self, model: str, device: str) -> float | None:
-        """Of one device."""
+    def _memory_bytes(self, model: str, device: str) -> float:
+        """Of one device. Raises: ConfigError where nobody said."""
         steps = self.steps.get((model, device.lower()))
         if steps is not None and steps.memory_bytes > 0:
             return steps.memory_bytes
         figures = self.devices.get(self._device(device)[0])
-        return None if figures is None else figures.memory_bytes
+        if figures is not None:
+            return figures.memory_bytes
+        if steps is None:
+            raise self._unknown(model, device)
+        raise ConfigError(
+            f"{self.name}: nobody said how much memory {device} has: give memory_bytes in "
+            f"{model}/{device.lower()}/{STEPS_FILE}"
+        )
 
     def _unknown(self, model: str, device: str) -> ConfigError:
         known = ", ".join(self.devices_of(model)) or "none"

@@ -1,5 +1,6 @@
 """Profiles: what is written is read, measured comes before computed, faults are one line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,23 @@ def test_blocks_are_as_measured_or_by_the_formula() -> None:
 def test_what_is_not_known_is_one_line(device: str, tp: int, fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
         profile().step_cost("toy", device, tp=tp)
+
+
+def test_a_memory_that_nobody_told_is_one_line() -> None:
+    bare = Profile(
+        models={"toy": ModelRecord.of(FACTS)},
+        steps={("toy", "a100"): StepsRecord(distserve={1: DISTSERVE})},
+    )
+    fault = r"how much memory A100 has: give memory_bytes in toy/a100/steps\.json"
+    with pytest.raises(ConfigError, match=fault):
+        bare.layer_times("toy", "A100")
+    with pytest.raises(ConfigError, match=fault):
+        bare.kv_blocks("toy", "A100")
+    with pytest.raises(ConfigError, match="no times of toy on H100: it has a100"):
+        bare.kv_blocks("toy", "H100")
+    unsized = Profile(models={"toy": ModelRecord.of(replace(FACTS, kv_bytes_per_token=0))})
+    with pytest.raises(ConfigError, match="toy: kv_bytes_per_token is not there"):
+        unsized.kv_blocks("toy", "A100", memory_bytes=1e9)
 
 
 def test_an_unknown_model_is_one_line_with_those_there_are() -> None:
