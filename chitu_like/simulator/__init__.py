@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from chitu_like.simulator.clock import VirtualClock
     from chitu_like.simulator.executor import SimulatedExecutor
     from chitu_like.simulator.instance import InstanceShape, SimulatedInstance
+    from chitu_like.simulator.layer_service import simulate_layers
     from chitu_like.simulator.recorder import FinishedRequest, Recorder
     from chitu_like.simulator.request_log import RequestLog
     from chitu_like.simulator.results import Results, Slo
@@ -41,6 +42,7 @@ __all__ = [
     "read_lengths",
     "read_trace",
     "simulate",
+    "simulate_layers",
     "windowed",
 ]
 _MODULES = (
@@ -48,6 +50,7 @@ _MODULES = (
     "clock",
     "executor",
     "instance",
+    "layer_service",
     "recorder",
     "request_log",
     "results",
