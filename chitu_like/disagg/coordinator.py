@@ -135,6 +135,10 @@ class Coordinator:
         """Prompt tokens of the requests in a phase."""
         return sum(handoff.num_prompt_tokens for handoff in self._in_phase(phase))
 
+    def load(self, name: str) -> int:
+        """Prompt tokens of the requests that an instance has to prefill, and of those it decodes."""
+        return self._loads[name, False] + self._loads[name, True]
+
     def add(self, message: AddRequest) -> None:
         """Lead a request from its beginning."""
         handoff = Handoff(message, self._clock() + self._leases.waiting_s)

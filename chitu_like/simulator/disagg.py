@@ -248,10 +248,10 @@ def simulate_split(
     return recorder.results()
 
 
-def count_devices(service: SplitService, recorder: Recorder) -> None:
-    """Tell what is paid for."""
+def count_devices(service: SplitService, recorder: Recorder, num_others: int = 0) -> None:
+    """Tell what is paid for: the devices of all instances, and `num_others` that serve nothing yet."""
     shapes = [split.instance.shape for split in service.instances.values()]
-    recorder.level("devices", sum(shape.num_devices for shape in shapes))
+    recorder.level("devices", num_others + sum(shape.num_devices for shape in shapes))
 
 
 def _lose(service: SplitService, recorder: Recorder, name: str) -> None:
