@@ -2,17 +2,30 @@
 
 from chitu_like.planner.flow_graph import FlowResult, Hop, Route, check_reachable, evaluate
 from chitu_like.planner.heuristics import homogeneous, petals, swarm
+from chitu_like.planner.local_search import (
+    Candidate,
+    SearchLimits,
+    SearchProgress,
+    local_search,
+)
+from chitu_like.planner.score import Score, Scorer
 from chitu_like.planner.throughput import NodeThroughput, TypicalLoad, node_throughput
 
 __all__ = [
+    "Candidate",
     "FlowResult",
     "Hop",
     "NodeThroughput",
     "Route",
+    "Score",
+    "Scorer",
+    "SearchLimits",
+    "SearchProgress",
     "TypicalLoad",
     "check_reachable",
     "evaluate",
     "homogeneous",
+    "local_search",
     "node_throughput",
     "petals",
     "swarm",

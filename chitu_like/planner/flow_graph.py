@@ -127,26 +127,32 @@ class FlowGraph:
         held = {node.name: range(*ends) for node, ends in nodes if ends != UNUSED}
         return LayerPlacement(self.model.num_layers, held)
 
-    def value(self, layers: Sequence[Layers]) -> float:
-        """The maximum flow alone."""
-        return self._flow(self.edges(layers)).value
+    def flow(self, layers: Sequence[Layers]) -> tuple[list[Edge], MaxFlow]:
+        """The graph and its maximum flow alone: what a search asks for most often."""
+        edges = self.edges(layers)
+        return edges, max_flow(self._num_vertices, edges, _SOURCE, _SINK)
+
+    def routes(
+        self, layers: Sequence[Layers], edges: Sequence[Edge], flow: MaxFlow
+    ) -> tuple[Route, ...]:
+        """A flow's routes, the widest first."""
+        paths = decompose(self._num_vertices, edges, flow, _SOURCE, _SINK)
+        paths.sort(key=lambda path: -path.flow)
+        return tuple(self._route(path, layers) for path in paths)
 
     def result(self, layers: Sequence[Layers]) -> FlowResult:
         """The maximum flow and all about it."""
-        edges = self.edges(layers)
-        flow = self._flow(edges)
+        edges, flow = self.flow(layers)
         ends = [(self._name(tail), self._name(head)) for tail, head, _ in edges]
         on_edge = list(zip(edges, ends, flow.on_edge, strict=True))
-        paths = decompose(self._num_vertices, edges, flow, _SOURCE, _SINK)
-        routes = [self._route(path, layers) for path in paths]
         return FlowResult(
             max_flow=flow.value,
             node_flow={tail: amount for _, (tail, head), amount in on_edge if tail == head},
             node_capacity={tail: edge[2] for edge, (tail, head), _ in on_edge if tail == head},
             link_flow={
-                pair: amount for _, pair, amount in on_edge if amount > 0 and len({*pair}) > 1
+                pair: amount for _, pair, amount in on_edge if amount and pair[0] != pair[1]
             },
-            routes=tuple(sorted(routes, key=lambda route: -route.tokens_per_s)),
+            routes=self.routes(layers, edges, flow),
             bottleneck=self._bottleneck(layers, edges, flow),
         )
 
@@ -178,9 +184,6 @@ class FlowGraph:
     @property
     def _num_vertices(self) -> int:
         return 2 + 2 * len(self.rates)
-
-    def _flow(self, edges: Sequence[Edge]) -> MaxFlow:
-        return max_flow(self._num_vertices, edges, _SOURCE, _SINK)
 
     def _limits(self, i: int, held: int, hears: bool, talks: bool) -> tuple[float, float, float]:
         """Tokens a second of a node: what comes in, is computed, goes out."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
+from planner.straight_times import StraightTimes
 
 from chitu_like.cluster.cost_model import ModelFacts
 from chitu_like.cluster.topology import Cluster, Node
@@ -15,28 +14,14 @@ MODEL = ModelFacts(name="toy", num_layers=10, layer_bytes=1e9, activation_bytes=
 LOAD = TypicalLoad(mean_input=100, mean_output=50)
 
 
-@dataclass(frozen=True)
-class StraightTimes:
+def times_of(kv: int, *, slower: float = 1.0) -> StraightTimes:
     """1 ms a prompt token, 10 ms + 0.1 ms a decode, `slower` times that."""
-
-    kv: int
-    max_layers: int = 4
-    slower: float = 1.0
-
-    def prompt_s(self, num_tokens: float) -> float:
-        return self.slower * num_tokens * 1e-3
-
-    def decode_s(self, num_tokens: float) -> float:
-        return self.slower * (10e-3 + num_tokens * 1e-4) if num_tokens else 0.0
-
-    def kv_tokens(self, num_layers: int) -> int:
-        return self.kv
-
-    def max_prompt_requests(self, num_layers: int) -> int:
-        return 3
-
-    def max_decode_tokens(self, num_layers: int) -> int:
-        return 1000
+    return StraightTimes(
+        kv,
+        prompt_token_s=slower * 1e-3,
+        decode_base_s=slower * 10e-3,
+        decode_token_s=slower * 1e-4,
+    )
 
 
 def cluster(**counts: int) -> Cluster:
@@ -52,19 +37,19 @@ def cluster(**counts: int) -> Cluster:
 
 def test_with_much_memory_a_round_is_a_prompt_and_its_answer():
     """w = 2/10, avail = 150000: 200 decodes and 4 prompts a round, so one prompt: (1, 100, 50)."""
-    found = node_throughput(cluster(a=5), MODEL, {"a": StraightTimes(500_000)}, LOAD)
+    found = node_throughput(cluster(a=5), MODEL, {"a": times_of(500_000)}, LOAD)
     assert found.of("a", 2) == pytest.approx(150 / (2 * (0.1 + 0.015)))
 
 
 def test_with_little_memory_a_prompt_comes_once_in_several_rounds():
     """w = 2/10, avail = 15000: 20 decodes and 0.4 prompts a round, 2.5 rounds for a prompt."""
-    found = node_throughput(cluster(a=5), MODEL, {"a": StraightTimes(50_000)}, LOAD)
+    found = node_throughput(cluster(a=5), MODEL, {"a": times_of(50_000)}, LOAD)
     assert found.of("a", 2) == pytest.approx((60 / 0.4) / (2 * (0.1 + 0.012 / 0.4)))
 
 
 def test_the_first_guess_does_not_matter_and_speeds_follow_from_themselves():
     """Batches of a thousand, so that rounding them to whole numbers changes a thousandth."""
-    times = {"a": StraightTimes(100_000_000), "b": StraightTimes(150_000_000, slower=3.0)}
+    times = {"a": times_of(100_000_000), "b": times_of(150_000_000, slower=3.0)}
     typical = {"a": 3, "b": 2}
     guesses = [{}, {"a": 1.0, "b": 500.0}, {"a": 80.0, "b": 2.0}]
     found = [
@@ -93,14 +78,14 @@ def test_the_first_guess_does_not_matter_and_speeds_follow_from_themselves():
 
 
 def test_the_compute_bound_takes_the_best_number_of_layers_of_each_node():
-    found = node_throughput(cluster(a=5), MODEL, {"a": StraightTimes(500_000)}, LOAD)
+    found = node_throughput(cluster(a=5), MODEL, {"a": times_of(500_000)}, LOAD)
     best = max(k * found.of("a", k) for k in (1, 2, 3, 4))
     assert found.compute_bound(cluster(a=5)) == pytest.approx(5 * best / 10)
 
 
 def test_a_small_cluster_holds_more_than_is_typical():
     """3 nodes x 2 layers are fewer than 1.2 x 10, so the other figures count: here they differ."""
-    times = {"a": StraightTimes(50_000), "b": StraightTimes(50_000, slower=2.0)}
+    times = {"a": times_of(50_000), "b": times_of(50_000, slower=2.0)}
     load = TypicalLoad(
         mean_input=100,
         mean_output=50,
@@ -115,7 +100,7 @@ def test_a_small_cluster_holds_more_than_is_typical():
 
 
 def test_memory_and_profile_both_limit_the_layers_of_a_node():
-    found = node_throughput(cluster(a=5), MODEL, {"a": StraightTimes(50_000)}, LOAD)
+    found = node_throughput(cluster(a=5), MODEL, {"a": times_of(50_000)}, LOAD)
     small = Node(name="a", device="a", memory_bytes=7e9)
     assert found.max_layers(small) == 3
     assert found.rates(small) == found.tokens_per_s["a"][:3]
@@ -124,7 +109,7 @@ def test_memory_and_profile_both_limit_the_layers_of_a_node():
 
 def test_a_model_that_does_not_fit_is_one_line_saying_by_how_much():
     with pytest.raises(CapacityError) as error:
-        node_throughput(cluster(a=2), MODEL, {"a": StraightTimes(50_000)}, LOAD)
+        node_throughput(cluster(a=2), MODEL, {"a": times_of(50_000)}, LOAD)
     assert str(error.value) == (
         "toy has 10 layers and the cluster holds 8 (2 a x 4): add nodes, or memory, or let weights "
         "take more than 50% of it"
@@ -133,12 +118,12 @@ def test_a_model_that_does_not_fit_is_one_line_saying_by_how_much():
 
 def test_a_device_without_times_is_named():
     with pytest.raises(ConfigError, match=r"node b-0: .* no times of toy on b, only on a"):
-        node_throughput(cluster(a=3, b=1), MODEL, {"a": StraightTimes(50_000)}, LOAD)
+        node_throughput(cluster(a=3, b=1), MODEL, {"a": times_of(50_000)}, LOAD)
 
 
 def test_a_node_without_room_for_a_request_is_refused():
     with pytest.raises(CapacityError, match="KV cache for 100 tokens"):
-        node_throughput(cluster(a=5), MODEL, {"a": StraightTimes(100)}, LOAD)
+        node_throughput(cluster(a=5), MODEL, {"a": times_of(100)}, LOAD)
 
 
 @pytest.mark.parametrize(
