@@ -236,16 +236,21 @@ def simulate_split(
             service.add(names[-1], shape, role)
     count_devices(service, recorder)
     for failure in failures:
-        if not 0 <= failure.instance < len(names) or failure.time_s < 0:
-            raise ConfigError(
-                f"failure of instance {failure.instance} at {failure.time_s} s: there are instances "
-                f"0 to {len(names) - 1}, and time begins at 0"
-            )
+        check_failure(failure, len(names))
         lost = functools.partial(_lose, service, recorder, names[failure.instance])
         clock.at(failure.time_s, lost)
     feed(clock, requests, service.submit)
     clock.run(warmup_s + duration_s)
     return recorder.results()
+
+
+def check_failure(failure: Failure, num_instances: int) -> None:
+    """Raise ConfigError for one of an instance that is not there."""
+    if not 0 <= failure.instance < num_instances or failure.time_s < 0:
+        raise ConfigError(
+            f"failure of instance {failure.instance} at {failure.time_s} s: there are instances "
+            f"0 to {num_instances - 1}, and time begins at 0"
+        )
 
 
 def count_devices(service: SplitService, recorder: Recorder, num_others: int = 0) -> None:

@@ -15,12 +15,12 @@ from chitu_like.cluster.placement import Role
 from chitu_like.core.errors import ConfigError
 from chitu_like.disagg.handoff import Phase
 from chitu_like.simulator.clock import VirtualClock
-from chitu_like.simulator.disagg import Crossing, SplitService, count_devices
+from chitu_like.simulator.disagg import Crossing, SplitService, check_failure, count_devices
 from chitu_like.simulator.instance import InstanceShape
 from chitu_like.simulator.live_step import HelpedStep
 from chitu_like.simulator.recorder import FinishedRequest, Recorder
 from chitu_like.simulator.results import Results, Slo
-from chitu_like.simulator.service import feed
+from chitu_like.simulator.service import Failure, feed
 from chitu_like.simulator.workload import PlannedRequest
 
 
@@ -66,6 +66,14 @@ class Elasticity:
             )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Loading:
+    """Weights on their way, and the instance that is helped meanwhile."""
+
+    hop: Hop
+    helped: str | None
+
+
 class ScalingLoop:
     """Ticks: observe, decide, act.
 
@@ -91,6 +99,7 @@ class ScalingLoop:
         self._monitor = Monitor(elasticity.window_s)
         self._spots = {spot.name: spot for spot in elasticity.spots}
         self._helped: dict[str, list[HelpedStep]] = {}
+        self._loading: dict[str, _Loading] = {}
         self._members: dict[str, Member] = {
             name: Member(name=name, state=State.FREE) for name in self._spots
         }
@@ -122,6 +131,24 @@ class ScalingLoop:
         self._load([action for action in actions if isinstance(action, Load)])
         self._report()
         return actions
+
+    def fail(self, name: str) -> None:
+        """A spot is lost for good. Who got weights from it, or through it, begins anew elsewhere."""
+        if name not in self._members:
+            return
+        del self._members[name]
+        self._loading.pop(name, None)
+        if name in self._service.instances:
+            self._service.remove(name)
+        cut, again = {name}, list[Load]()
+        for target, loading in list(self._loading.items()):  # senders before those they feed
+            if loading.hop.source in cut:
+                cut.add(target)
+                again.append(Load(name=target, role=self._members[target].role))
+        for load in again:
+            self._stop_loading(load.name)
+        self._load(again)
+        self._report()
 
     def _signals(self) -> Signals:
         coordinator = self._service.coordinator
@@ -163,9 +190,9 @@ class ScalingLoop:
             role = role_of[hop.target]
             self._become(hop.target, State.LOADING, role)
             helped = self._help(hop) if self._elasticity.is_live and role is Role.PREFILL else None
-            self._clock.after(
-                hop.ready_s, functools.partial(self._loaded, hop.target, role, helped)
-            )
+            loading = _Loading(hop=hop, helped=helped)
+            self._loading[hop.target] = loading
+            self._clock.after(hop.ready_s, functools.partial(self._loaded, loading, role))
 
     def _help(self, hop: Hop) -> str | None:
         """Pair a new instance with the busiest that has no help yet. Returns: which."""
@@ -181,12 +208,17 @@ class ScalingLoop:
                 stage.share_ready = lambda: hop.share_ready(clock.now_s - start_s)
         return busiest
 
-    def _loaded(self, name: str, role: Role, helped: str | None) -> None:
-        if helped is not None:
-            for stage in self._helped[helped]:
-                stage.share_ready = None
-        self._start(name, role)
-        self._report()
+    def _loaded(self, loading: _Loading, role: Role) -> None:
+        name = loading.hop.target
+        if self._loading.get(name) is loading:  # else it was cut off meanwhile
+            self._stop_loading(name)
+            self._start(name, role)
+            self._report()
+
+    def _stop_loading(self, name: str) -> None:
+        helped = self._loading.pop(name).helped
+        for stage in self._helped[helped] if helped is not None else ():
+            stage.share_ready = None
 
     def _start(self, name: str, role: Role) -> None:
         stages = [HelpedStep(stage) for stage in self._elasticity.shape.stages]
@@ -218,6 +250,7 @@ def simulate_scaling(
     slo: Slo | None = None,
     warmup_s: float = 0.0,
     duration_s: float = math.inf,
+    failures: Sequence[Failure] = (),
     on_finished: Callable[[FinishedRequest], None] | None = None,
 ) -> Results:
     """Serve a workload with as many instances as it needs; arguments as in service.simulate.
@@ -229,7 +262,10 @@ def simulate_scaling(
         slo: what makes a request good.
         warmup_s: before anything counts.
         duration_s: of what counts.
+        failures: spots that are lost, by number.
         on_finished: told of every answered request.
+
+    Raises: ConfigError as service.simulate.
     """
     clock = VirtualClock()
     recorder = Recorder(
@@ -238,6 +274,10 @@ def simulate_scaling(
     service = SplitService(clock, recorder, crossing)
     loop = ScalingLoop(clock, recorder, service, elasticity)
     coming = _Coming(requests)
+    names = [spot.name for spot in elasticity.spots]
+    for failure in failures:
+        check_failure(failure, len(names))
+        clock.at(failure.time_s, functools.partial(loop.fail, names[failure.instance]))
 
     def tick() -> None:
         loop.tick()

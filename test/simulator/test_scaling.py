@@ -20,6 +20,7 @@ from chitu_like.simulator.live_step import HelpedStep
 from chitu_like.simulator.recorder import FinishedRequest
 from chitu_like.simulator.results import Results
 from chitu_like.simulator.scaling import Elasticity, simulate_scaling
+from chitu_like.simulator.service import Failure
 from chitu_like.simulator.workload import PlannedRequest
 
 CROSSING = Crossing(link=Link(source="any", target="other", bandwidth=1e10), kv_bytes_per_token=1e5)
@@ -109,6 +110,37 @@ def test_decode_need_is_met_by_flipping_a_prefill_instance_at_once():
     places = {request.place for request in found}
     assert "s3" in places
     assert places & {"s0", "s1", "s2"}
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+@pytest.mark.parametrize("lost", [[0], [1], [0, 1], [2, 3]])
+def test_lost_spots_are_replaced_and_nothing_else_is_lost(lost: list[int], is_live: bool):
+    """Also the only instance of a role, and one that others get their weights through."""
+    found: list[FinishedRequest] = []
+    slow = replace(ELASTICITY, is_live=is_live, weight_bytes=2e10)
+    results = simulate_scaling(
+        burst(),
+        slow,
+        CROSSING,
+        failures=[Failure(time_s=7.0, instance=number) for number in lost],
+        on_finished=found.append,
+    )
+    assert len(found) + results["num_failed"] == 230
+    assert len(found) > 150
+    late = [request for request in found if request.arrival_s > 12.0]
+    assert len(late) > 40
+    assert not {request.place for request in late} & {f"s{number}" for number in lost}
+
+
+def test_who_got_weights_through_a_lost_spot_begins_anew():
+    """A chain s0 -> s2 -> s3 -> ...: when s2 is lost, s3 gets them from s0 or s1 from the beginning."""
+    slow = replace(ELASTICITY, weight_bytes=3e10)  # three seconds
+    found: list[FinishedRequest] = []
+    failure = Failure(time_s=6.5, instance=2)
+    whole = simulate_scaling(burst(), slow, CROSSING)
+    broken = simulate_scaling(burst(), slow, CROSSING, failures=[failure], on_finished=found.append)
+    assert len(found) == 230
+    assert broken["avg_prompt_latency_s"] > whole["avg_prompt_latency_s"]
 
 
 def test_what_does_not_fit_is_one_line():
