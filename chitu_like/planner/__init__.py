@@ -2,6 +2,7 @@
 
 from chitu_like.planner.flow_graph import FlowResult, Hop, Route, check_reachable, evaluate
 from chitu_like.planner.heuristics import homogeneous, petals, swarm
+from chitu_like.planner.layer_plan import LayerPlan
 from chitu_like.planner.local_search import (
     Candidate,
     SearchLimits,
@@ -15,6 +16,7 @@ __all__ = [
     "Candidate",
     "FlowResult",
     "Hop",
+    "LayerPlan",
     "NodeThroughput",
     "Route",
     "Score",

@@ -86,7 +86,8 @@ class NodeThroughput:
 
     def max_layers(self, node: Node) -> int:
         """Layers that a node holds at most, by its profile and by its own memory; 0 where none fits."""
-        fit = int(self.load.weight_share * node.memory_bytes / self.model.layer_bytes)
+        # A memory of just so many layers holds them, whichever way the division rounds.
+        fit = int(self.load.weight_share * node.memory_bytes / self.model.layer_bytes * (1 + 1e-9))
         return min(fit, len(self.tokens_per_s[node.device]))
 
     def rates(self, node: Node) -> tuple[float, ...]:
