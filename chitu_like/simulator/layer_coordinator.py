@@ -116,4 +116,4 @@ class LayerCoordinator:
 
     def _change_open(self, number: int) -> None:
         self.num_open += number
-        self._recorder.level("running", self.num_open)
+        self._recorder.level("coordinator.running", self.num_open)

@@ -121,7 +121,7 @@ def simulate_layers(
     for until_s in _slices(load_s, load_s + warmup_s, load_s + warmup_s + duration_s):
         clock.run(until_s)
         meter.read()
-        recorder.level("waiting", coordinator.feeder.num_waiting)
+        recorder.level("coordinator.waiting", coordinator.feeder.num_waiting)
         if watch is not None:
             watch(clock.now_s, recorder)
         if coordinator.feeder.is_done and not coordinator.num_open:
