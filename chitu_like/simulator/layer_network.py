@@ -44,6 +44,11 @@ def check_placement(
                 f"node {name} holds {len(layers)} layers of {model.name}: {device} has room for "
                 f"{layer_times[device].max_layers}"
             )
+        if layer_times[device].kv_tokens(len(layers)) < 1:
+            raise ConfigError(
+                f"node {name} holds {len(layers)} layers of {model.name}: {device} has no room for "
+                "keys and values beside them: place fewer"
+            )
 
 
 def usable_links(cluster: Cluster, placement: LayerPlacement) -> dict[Ends, float]:

@@ -137,6 +137,38 @@ def test_two_nodes_pass_activations_on_and_the_second_runs_what_is_left() -> Non
     assert results["num_finished"] == 2
 
 
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_prompts_one_by_one_wait_as_long_as_queueing_theory_says(load: float) -> None:
+    prompt_s = 0.5  # of 32 tokens; M/D/1: Poisson arrivals, constant service
+    chance = random.Random(1)
+    arrivals = itertools.accumulate(chance.expovariate(load / prompt_s) for _ in range(20_000))
+    links = (
+        Link(source=SOURCE, target="a", bandwidth=1e12),
+        Link(source="a", target=SINK, bandwidth=1e12),
+    )
+    results = simulate_layers(
+        Cluster((Node(name="a", device="toy", memory_bytes=1.0),), links),
+        model_of(1),
+        {"toy": StraightTimes(num_prompts=1)},
+        placement_of(1, a=(0, 1)),
+        {(SOURCE, "a"): 1.0, ("a", SINK): 1.0},
+        (
+            PlannedRequest(index=i, arrival_s=arrival_s, input_len=32, output_len=1)
+            for i, arrival_s in enumerate(arrivals)
+        ),
+        mode="online",
+        warmup_s=0.0,
+        duration_s=1e6,
+    )
+    expected_s = prompt_s + load * prompt_s / (2 * (1 - load))  # Pollaczek and Khinchine
+    assert results["num_finished"] == 20_000
+    assert results["avg_prompt_latency_s"] == pytest.approx(expected_s, rel=0.03)
+    assert results.nodes["a"]["utilisation"] == pytest.approx(load, rel=0.02)
+    assert results["avg_running"] + results["avg_waiting"] == pytest.approx(
+        load / prompt_s * expected_s, rel=0.04
+    )  # Little
+
+
 @pytest.mark.parametrize("router", ROUTER_NAMES)
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_every_request_is_answered_once_and_leaves_no_keys_behind(router: str, mode: str) -> None:
@@ -267,6 +299,8 @@ def errors() -> Iterator[tuple[str, dict[str, object]]]:
     yield "node a: the profile has no times of toy, only of A100", {"layer_times": {"A100": FAST}}
     small: dict[str, LayerTimes] = {"toy": StraightTimes(max_layers=3)}
     yield "node a holds 4 layers of toy: toy has room for 3", {"layer_times": small}
+    full: dict[str, LayerTimes] = {"toy": StraightTimes(num_kv_tokens=0)}
+    yield "node a holds 4 layers of toy: toy has no room for keys", {"layer_times": full}
     yield "flow c -> a: the layers there do not follow", {"flow": {**FLOW, ("c", "a"): 1.0}}
     yield "flow a -> sink: the layers there do not follow", {"flow": {**FLOW, ("a", SINK): 1.0}}
     yield "no way leads through all 8 layers", {"flow": {}}
