@@ -9,7 +9,7 @@ from chitu_like.router.flow_edges import Ends
 from chitu_like.router.flow_routing import FlowRouter
 from chitu_like.simulator.clock import VirtualClock
 from chitu_like.simulator.feeders import Feeder, OfflineFeeder, OnlineFeeder
-from chitu_like.simulator.layer_nodes import Passage, Wire
+from chitu_like.simulator.layer_wires import Passage, Wire
 from chitu_like.simulator.recorder import FinishedRequest, Recorder
 from chitu_like.simulator.workload import PlannedRequest
 

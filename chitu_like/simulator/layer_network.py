@@ -10,7 +10,8 @@ from chitu_like.cluster.topology import SINK, SOURCE, Cluster
 from chitu_like.core.errors import ConfigError
 from chitu_like.router.flow_edges import Ends, RoutedNode, may_pass
 from chitu_like.simulator.clock import VirtualClock
-from chitu_like.simulator.layer_nodes import LayerNode, Receiver, Wire
+from chitu_like.simulator.layer_nodes import LayerNode
+from chitu_like.simulator.layer_wires import Receiver, Wire
 
 
 def check_placement(

@@ -14,7 +14,8 @@ from chitu_like.router.flow_routing import KVEstimate, make_flow_router
 from chitu_like.simulator import layer_network
 from chitu_like.simulator.clock import VirtualClock
 from chitu_like.simulator.layer_coordinator import LayerCoordinator, Mode
-from chitu_like.simulator.layer_nodes import LayerNode, Wire
+from chitu_like.simulator.layer_nodes import LayerNode
+from chitu_like.simulator.layer_wires import Wire
 from chitu_like.simulator.recorder import FinishedRequest, Recorder
 from chitu_like.simulator.results import Results, Slo
 from chitu_like.simulator.workload import PlannedRequest

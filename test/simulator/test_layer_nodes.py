@@ -9,7 +9,8 @@ from layer_cluster import StraightTimes
 
 from chitu_like.router.flow_edges import Route
 from chitu_like.simulator.clock import VirtualClock
-from chitu_like.simulator.layer_nodes import COPY_S_PER_BYTE, LayerNode, Passage, Wire
+from chitu_like.simulator.layer_nodes import COPY_S_PER_BYTE, LayerNode
+from chitu_like.simulator.layer_wires import Passage, Wire
 
 
 class Collector:
