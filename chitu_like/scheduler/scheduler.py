@@ -220,7 +220,6 @@ class Scheduler:
     def land(self, request_id: str) -> None:
         """The reserved blocks of a request are filled: it runs as soon as there is a slot."""
         request = self._crossing.pop(request_id)
-        self.blocks.name_full_blocks(request, request.num_computed)
         request.start_pass = self._least_pass()
         self._open[request_id] = request
         self._waiting.add(request)

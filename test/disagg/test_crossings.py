@@ -152,6 +152,33 @@ def test_what_nobody_pulls_stops_prefill_admission():
     check_nothing_is_held(world)
 
 
+def test_the_only_decode_instance_pulls_again_when_nothing_is_written_any_more():
+    """Its first copy takes too long and is given up, but goes on writing for a while."""
+    rng = random.Random(0)
+    world = World(Leases(pull_s=50.0))
+    prefill, decode = world.add_prefill("p"), world.add_decode("d")
+    world.add("a", PROMPT, max_tokens=5)
+
+    def turn(*, copies: bool) -> None:
+        for instance in (prefill, decode):
+            instance.step()
+            instance.to.deliver()
+            instance.back.deliver()
+        if copies:
+            decode.advance(rng)
+        world.now_s += 1.0
+        world.coordinator.expire()
+
+    for _ in range(80):
+        turn(copies=False)
+    assert world.coordinator.phase("a") is Phase.BRIDGE
+    assert decode.receiver.num_pulls == decode.receiver.num_offers == 1
+    for _ in range(40):
+        turn(copies=True)
+    assert world.tokens["a"] == expected_output(PROMPT, 5)
+    check_nothing_is_held(world)
+
+
 def test_requests_wait_for_the_first_prefill_instance():
     rng = random.Random(0)
     world = World(LONG)

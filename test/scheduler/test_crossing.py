@@ -86,6 +86,16 @@ def test_what_the_target_has_cached_is_not_copied():
     assert source.tokens["b"] + target.tokens["b"] == expected_output(longer, 6)
 
 
+def test_what_has_landed_is_shared_at_once():
+    source, target = make_rig(), make_rig()
+    cross(source, target, prefilled_on(source, "a"))
+    target.add("b", [*PROMPT, 1], max_tokens=2)
+    target.step()
+    assert target.executor.batches[-1].num_computed[-1] == 8
+    target.run()
+    assert target.tokens["b"] == expected_output([*PROMPT, 1], 2)
+
+
 def test_blocks_that_are_not_filled_yet_are_offered_to_nobody():
     source, target = make_rig(), make_rig()
     prefilled = prefilled_on(source)

@@ -11,7 +11,7 @@ def crowded(num_host_blocks: int, max_in_flight: int = 1) -> Rig:
     """Three requests that fit while they are short, and not when they have grown."""
     rig = make_rig(
         policy="fcfs",
-        num_blocks=12,
+        num_blocks=13,
         block_size=4,
         num_host_blocks=num_host_blocks,
         max_in_flight=max_in_flight,
@@ -38,7 +38,7 @@ def test_the_last_in_policy_order_leaves(num_host_blocks: int):
 
 
 @pytest.mark.parametrize("num_host_blocks", [0, 64])
-@pytest.mark.parametrize("max_in_flight", [1, 2])
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
 def test_nobody_new_passes_who_was_preempted(num_host_blocks: int, max_in_flight: int):
     """Small newcomers would fit into what is left, and keep the large one out for long."""
     rig = crowded(num_host_blocks, max_in_flight)
