@@ -229,10 +229,12 @@ class _Search:
         return False
 
     def _keep(self, layers: list[Layers]) -> None:
-        """Remember a placement; nodes of a device are as good as each other."""
+        """Remember a placement: the best of those in which nodes of a device changed places."""
         value = self._value(layers, -math.inf)
         devices = (node.device for node in self._cluster.nodes)
-        self._found.setdefault(tuple(sorted(zip(devices, layers, strict=True))), (value, layers))
+        alike = tuple(sorted(zip(devices, layers, strict=True)))
+        if alike not in self._found or value > self._found[alike][0]:
+            self._found[alike] = (value, layers)
         if value > self.best_value:
             self.best_value, self.best = value, layers
 

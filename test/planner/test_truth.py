@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from planner.brute_force import (
@@ -21,9 +21,10 @@ from planner.toy_clusters import Toy, toy
 
 from chitu_like.cluster.layer_placement import LayerPlacement
 from chitu_like.cluster.topology import SINK, SOURCE
-from chitu_like.core.errors import CapacityError
-from chitu_like.planner.flow_graph import FlowResult, evaluate
+from chitu_like.core.errors import CapacityError, ConfigError
+from chitu_like.planner.flow_graph import FlowResult, check_reachable, evaluate
 from chitu_like.planner.heuristics import homogeneous, petals, swarm
+from chitu_like.planner.local_search import SearchLimits, local_search
 
 
 def result_of(toy: Toy, held: dict[str, range]) -> FlowResult:
@@ -132,3 +133,51 @@ def test_heuristics_give_valid_placements_that_are_never_better_than_the_best(na
         ratios.append(flow / best if best else 1.0)
     assert len(ratios) >= 20, "a heuristic that hardly ever finds anything is not one"
     assert max(ratios) > 0.9, "on some clusters a rule of thumb is enough"
+
+
+def check_search(drawn: Toy, *budgets: int) -> None:
+    """The best is found with one of the budgets, the first in most cases."""
+    best, _ = best_flow(drawn)
+    flow = 0.0
+    for evaluations in budgets:
+        found = local_search(
+            drawn.cluster,
+            drawn.model,
+            drawn.throughput,
+            limits=SearchLimits(evaluations=evaluations, time_s=60.0),
+            objective="flow",
+        )
+        for one in found:
+            flow = networkx_flow(drawn, one.placement.held)
+            assert one.flow.max_flow == pytest.approx(flow, rel=1e-9)
+        flow = found[0].flow.max_flow
+        if flow >= best * (1 - 1e-9):
+            break
+    assert flow == pytest.approx(best, rel=1e-9)
+
+
+def reachable(seeds: range, *, num_nodes: int, num_layers: int) -> Iterator[Toy]:
+    """Toys in which something can be served, and every node can be come to."""
+    for seed in seeds:
+        drawn = toy(seed, num_nodes=num_nodes, num_layers=num_layers, max_layers=4)
+        try:
+            check_reachable(drawn.cluster)
+        except ConfigError:
+            continue
+        if best_flow(drawn)[0] > 0:
+            yield drawn
+
+
+def test_local_search_reaches_the_best_of_all_placements_of_three_nodes() -> None:
+    toys = list(reachable(range(12), num_nodes=3, num_layers=5))
+    assert len(toys) >= 6
+    for drawn in toys:
+        check_search(drawn, 4000)
+
+
+@pytest.mark.slow
+def test_local_search_reaches_the_best_of_all_placements_of_five_nodes() -> None:
+    toys = list(reachable(range(9), num_nodes=5, num_layers=6))
+    assert len(toys) >= 6
+    for drawn in toys:
+        check_search(drawn, 30_000, 150_000)

@@ -7,6 +7,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from planner.straight_times import StraightTimes
+
 from chitu_like.cluster.cost_model import ModelFacts
 from chitu_like.cluster.topology import SINK, SOURCE, Cluster, Link, Node
 from chitu_like.planner.throughput import NodeThroughput, TypicalLoad
@@ -32,7 +34,7 @@ class Toy:
         return NodeThroughput(
             model=self.model,
             load=TypicalLoad(),
-            layer_times={},
+            layer_times={d: StraightTimes(kv=1 << 40, max_layers=most[d]) for d in sorted(devices)},
             tokens_per_s={
                 d: tuple(self.speed[d, k] for k in range(1, most[d] + 1)) for d in sorted(devices)
             },
