@@ -62,6 +62,16 @@ COMMANDS = (
         summary="cut and merge a checkpoint once, so that every start reads it fast",
     ),
     Command(
+        name="plan",
+        module="chitu_like.cli.plan",
+        summary="where to put which layers, how to split prefill and decode, before anyone pays",
+    ),
+    Command(
+        name="simulate",
+        module="chitu_like.cli.simulate",
+        summary="what a service would do, by the code that would do it",
+    ),
+    Command(
         name="import-helix",
         module="chitu_like.cli.import_helix",
         summary="clusters, placements and profiles of Helix for plan and simulate",

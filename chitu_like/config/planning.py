@@ -39,6 +39,7 @@ SIMULATED = (
     "max_seq_len",
     "max_reqs",
     "block_size",
+    "memory_utilization",
     "num_blocks",
     "swap_space_gib",
     "enable_prefix_caching",
@@ -69,6 +70,22 @@ class PlanSection(Section):
     load: str | None = setting(None, "placement file that plan.method=load evaluates")
     seed: int = setting(
         0, "seed of the search: the same seed, the same placement", low=0, high=2**63 - 1
+    )
+    evaluations: int | None = setting(
+        None,
+        "local_search: placements looked at, which no clock disturbs; null: until plan.time_limit_s",
+        low=1,
+        high=10**12,
+    )
+    objective: Literal["served", "flow"] = setting(
+        "served", "local_search: what is scored: flow and Little's law, or the flow alone"
+    )
+    num_simulated: int = setting(
+        3,
+        "local_search: the best few that are simulated for a while, so that the best of them is "
+        "taken; 0: the score decides",
+        low=0,
+        high=100,
     )
     input_len: float | None = setting(
         None,
@@ -175,19 +192,18 @@ class SimulateSection(Section):
         low=0,
         high=MAX_RANKS,
     )
-    kv_mark: float | Auto = setting(
-        "auto",
-        "maxflow: share of a node's KV cache that expected requests may fill; auto: 0.85 offline, "
-        "0.9 online",
-        low=0.01,
-        high=10.0,
+    kv_bytes_per_s: float | None = setting(
+        None,
+        "prefill and decode apart: at which an instance sends keys and values; null: over the "
+        "cluster's links, each device of the instance over its own",
+        low=1e3,
+        high=1e15,
     )
-    kv_ratio: float | Auto = setting(
-        "auto",
-        "maxflow: share of the average output reserved for a new request; auto: 1 offline, 0.6 "
-        "online",
-        low=0.0,
-        high=10.0,
+    swap_bytes_per_s: float = setting(
+        25e9,
+        "instances: at which a device swaps KV blocks to the host (infer.swap_space_gib)",
+        low=1e3,
+        high=1e15,
     )
     watch: bool = setting(False, "show the simulated system while it runs")
 

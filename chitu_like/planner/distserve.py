@@ -176,7 +176,8 @@ class DistServePlan:
     tried: tuple[Found, ...] = field(repr=False)
 
 
-OnProgress: TypeAlias = Callable[[Found], None]
+OnFound: TypeAlias = Callable[[Found], None]
+OnStart: TypeAlias = Callable[[int], None]
 
 
 def search_high_affinity(
@@ -184,7 +185,8 @@ def search_high_affinity(
     space: SearchSpace,
     device: str,
     options: SearchOptions,
-    on_found: OnProgress = lambda found: None,
+    on_found: OnFound = lambda found: None,
+    on_start: OnStart = lambda count: None,
 ) -> DistServePlan:
     """Plan each phase by itself: any two devices exchange keys and values fast.
 
@@ -194,11 +196,12 @@ def search_high_affinity(
         device: for the plan.
         options: how.
         on_found: called for each candidate as it is done.
+        on_start: called once with the number of candidates that fit.
 
     Raises: CapacityError if the model fits nowhere, or no cut keeps the promise at any rate.
     """
     candidates = [*space.single(Role.PREFILL), *space.single(Role.DECODE)]
-    tried = search(simulate, candidates, options, on_found)
+    tried = search(simulate, candidates, options, on_found, on_start)
     prefill = best(found for found in tried if found.candidate.prefill is not None)
     decode = best(found for found in tried if found.candidate.decode is not None)
     groups = tuple(
@@ -220,7 +223,8 @@ def search_low_affinity(
     space: SearchSpace,
     device: str,
     options: SearchOptions,
-    on_found: OnProgress = lambda found: None,
+    on_found: OnFound = lambda found: None,
+    on_start: OnStart = lambda count: None,
 ) -> DistServePlan:
     """Plan both phases together: prefill and decode of the same layers share a machine.
 
@@ -230,10 +234,11 @@ def search_low_affinity(
         device: for the plan.
         options: how.
         on_found: called for each candidate as it is done.
+        on_start: called once with the number of candidates that fit.
 
     Raises: CapacityError if the model fits nowhere, or no pair keeps the promises at any rate.
     """
-    tried = search(simulate, list(space.pairs()), options, on_found)
+    tried = search(simulate, list(space.pairs()), options, on_found, on_start)
     pair = best(tried)
     groups = (
         _group(Role.PREFILL, pair.candidate.prefill, pair.goodput, options.rate),
@@ -247,7 +252,8 @@ def search(
     simulate: Simulate,
     candidates: Sequence[Candidate],
     options: SearchOptions,
-    on_found: OnProgress = lambda found: None,
+    on_found: OnFound = lambda found: None,
+    on_start: OnStart = lambda count: None,
 ) -> tuple[Found, ...]:
     """Find the goodput of each candidate that fits, the best first.
 
@@ -263,6 +269,7 @@ def search(
             "plan.max_pp, or take devices with more memory"
         )
     work = [_Work(simulate=simulate, candidate=candidate, options=options) for candidate in fitting]
+    on_start(len(work))
     tried = []
     for found in _run(work, min(options.processes, len(work))):
         on_found(found)
