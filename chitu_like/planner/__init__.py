@@ -1,7 +1,7 @@
 """Before serving: where which layers go, and how many instances of which kind are enough."""
 
 from chitu_like.planner.flow_graph import FlowResult, Hop, Route, check_reachable, evaluate
-from chitu_like.planner.heuristics import homogeneous, petals, swarm
+from chitu_like.planner.heuristics import homogeneous, petals, pipelines, swarm
 from chitu_like.planner.layer_plan import LayerPlan
 from chitu_like.planner.local_search import (
     Candidate,
@@ -30,5 +30,6 @@ __all__ = [
     "local_search",
     "node_throughput",
     "petals",
+    "pipelines",
     "swarm",
 ]

@@ -100,6 +100,57 @@ def homogeneous(
     return _in_order(cluster, throughput, held)
 
 
+def pipelines(cluster: Cluster, throughput: NodeThroughput, *, count: int = 1) -> LayerPlacement:
+    """So many whole pipelines, all as fast as they can be together.
+
+    For the speed of a node with some number of layers, let every node hold as many as leave it that fast: the
+    fastest for which the pipelines come about, largest nodes first. Who is not needed helps where least
+    is done.
+
+    Args:
+        cluster: what there is.
+        throughput: of its nodes.
+        count: of pipelines; one has the most hops and usually the largest flow.
+
+    Raises: CapacityError where the nodes do not hold the model so many times.
+    """
+    nodes = _that_hold_any(cluster, throughput)
+    speeds = {rate for node in nodes for rate in throughput.rates(node)}
+    for speed in sorted(speeds, reverse=True):
+        held = _chain(nodes, throughput, speed, count)
+        if held is not None:
+            rest = [node for node in nodes if node.name not in held]
+            _join_where_least_is_done(rest, held, cluster, throughput)
+            return _in_order(cluster, throughput, held)
+    raise CapacityError(
+        f"the cluster does not hold {throughput.model.name} {count} times: ask for fewer pipelines"
+    )
+
+
+def _chain(
+    nodes: list[Node], throughput: NodeThroughput, speed: float, count: int
+) -> dict[str, range] | None:
+    """Pipelines of nodes that hold as many layers as leave them so fast; None if they are too few."""
+    num_layers = throughput.model.num_layers
+    most = {
+        node.name: max(
+            (k for k, rate in enumerate(throughput.rates(node), start=1) if rate >= speed),
+            default=0,
+        )
+        for node in nodes
+    }
+    held: dict[str, range] = {}
+    done, end = 0, 0
+    for name in sorted(most, key=lambda name: -most[name]):
+        if done == count or most[name] == 0:
+            break
+        held[name] = range(end, min(end + most[name], num_layers))
+        end = held[name].stop
+        if end == num_layers:
+            done, end = done + 1, 0
+    return held if done == count else None
+
+
 def _that_hold_any(cluster: Cluster, throughput: NodeThroughput) -> list[Node]:
     return [node for node in cluster.nodes if throughput.max_layers(node)]
 

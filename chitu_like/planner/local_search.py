@@ -8,18 +8,21 @@ seed finds the same placements, bit for bit.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from chitu_like.cluster.cost_model import ModelFacts
 from chitu_like.cluster.layer_placement import LayerPlacement
 from chitu_like.cluster.topology import Cluster
+from chitu_like.core.errors import CapacityError
 from chitu_like.planner.flow_graph import FlowGraph, FlowResult, Layers, check_reachable
-from chitu_like.planner.heuristics import homogeneous, petals, swarm
+from chitu_like.planner.heuristics import homogeneous, petals, pipelines, swarm
 from chitu_like.planner.moves import MOVES
 from chitu_like.planner.score import Score, Scorer
 from chitu_like.planner.throughput import NodeThroughput
@@ -30,6 +33,8 @@ CYCLE = 8000
 """Steps from hot to cold."""
 HOT, COLD = 0.03, 0.0003
 """Share of the best score by which a worse placement is taken every e-th time."""
+GUIDE = 0.1
+"""Weight of what all layers take, beside what is served."""
 REPORT_S = 0.5
 
 
@@ -191,46 +196,59 @@ class _Search:
         yield petals(self._cluster, self._throughput, seed=self._limits.seed)
         if self._num_layers <= min(self._most) * len(self._most):
             yield swarm(self._cluster, self._throughput)
+        yield from self._pipelines()
+
+    def _pipelines(self) -> Iterator[LayerPlacement]:
+        with suppress(CapacityError):  # nodes do not divide evenly among so many
+            for count in range(1, sum(self._most) // self._num_layers + 1):
+                yield pipelines(self._cluster, self._throughput, count=count)
 
     def _cycle_starts(self) -> Iterator[list[Layers]]:
         """From the best twice, then from elsewhere once."""
-        seed = self._limits.seed
-        while True:
+        others = itertools.cycle(self._pipelines())
+        for seed in itertools.count(self._limits.seed + 1):
             yield self.best
             yield self.best
-            seed += 1
+            yield self._graph.layers_of(next(others))
+            yield self.best
+            yield self.best
             yield self._graph.layers_of(petals(self._cluster, self._throughput, seed=seed))
 
     def _anneal(self, layers: list[Layers]) -> bool:
-        """One cycle from hot to cold; False if a limit ended it."""
+        """One cycle from hot to cold; False if a limit ended it.
+
+        Flows are limited by few nodes, so that most changes leave them as they are: a little of what all
+        layers take shows the way.
+        """
         rng, num_layers, most = self._rng, self._num_layers, self._most
-        value = self._value(layers, -math.inf)
+        bound, all_layers = self._weakest_layer(layers)
+        value = self._value(layers, bound, -math.inf)
+        guided = value + GUIDE * all_layers
         peak, top = value, layers
         for step in range(CYCLE):
             if self._is_over():
                 break
             heat = HOT * (COLD / HOT) ** (step / CYCLE) * max(self.best_value, 1e-9)
-            least = value + heat * math.log(1 - rng.random())
+            least = guided + heat * math.log(1 - rng.random())
             changed = layers.copy()
             rng.choice(MOVES)(rng, changed, most, num_layers)
             if changed == layers:
                 continue
-            seen = self._value(changed, least)
-            if seen >= least:
-                value, layers = seen, changed
+            bound, all_layers = self._weakest_layer(changed)
+            guide = GUIDE * all_layers
+            seen = self._value(changed, bound, least - guide)
+            if seen + guide >= least:
+                value, guided, layers = seen, seen + guide, changed
                 if value > peak:
                     peak, top = value, layers
                     if value > self.best_value:
                         self.best_value, self.best = value, layers
-        else:
-            self._keep(top)
-            return True
         self._keep(top)
-        return False
+        return not self._is_over()
 
     def _keep(self, layers: list[Layers]) -> None:
         """Remember a placement: the best of those in which nodes of a device changed places."""
-        value = self._value(layers, -math.inf)
+        value = self._value(layers, self._weakest_layer(layers)[0], -math.inf)
         devices = (node.device for node in self._cluster.nodes)
         alike = tuple(sorted(zip(devices, layers, strict=True)))
         if alike not in self._found or value > self._found[alike][0]:
@@ -238,10 +256,9 @@ class _Search:
         if value > self.best_value:
             self.best_value, self.best = value, layers
 
-    def _value(self, layers: list[Layers], least: float) -> float:
+    def _value(self, layers: list[Layers], bound: float, least: float) -> float:
         """Tokens a second, or less than `least` if they are; below 0 the layers that are missing."""
         self._evaluations += 1
-        bound = self._weakest_layer(layers)
         if bound < least or bound <= 0:
             return bound
         edges, flow = self._graph.flow(layers)
@@ -252,8 +269,12 @@ class _Search:
         routes = self._graph.routes(layers, edges, flow)
         return self._scorer.score_routes(routes, held, least=max(least, 0.0)).tokens_per_s
 
-    def _weakest_layer(self, layers: list[Layers]) -> float:
-        """What passes the layer that is computed the least; minus how many are by nobody."""
+    def _weakest_layer(self, layers: list[Layers]) -> tuple[float, float]:
+        """What passes the layer that is computed the least, which bounds the flow, and a mean of all.
+
+        Where layers are missing, minus their number, and 0. The mean is one of inverse squares: nearer to the
+        weakest than to the others.
+        """
         change = [0.0] * (self._num_layers + 1)
         counts = [0] * (self._num_layers + 1)
         for rates, (start, end) in zip(self._graph.rates, layers, strict=True):
@@ -263,15 +284,14 @@ class _Search:
                 change[end] -= rate
                 counts[start] += 1
                 counts[end] -= 1
-        least, total, count, missing = math.inf, 0.0, 0, 0
-        for layer in range(self._num_layers):
-            total += change[layer]
-            count += counts[layer]
-            if count == 0:
-                missing += 1
-            elif total < least:
-                least = total
-        return -float(missing) if missing else least * (1 + 1e-9)
+        if missing := list(itertools.accumulate(counts[:-1])).count(0):
+            return -float(missing), 0.0
+        passing = list(itertools.accumulate(change[:-1]))
+        weakest = min(passing)
+        if weakest <= 0:
+            return 0.0, 0.0
+        squares = sum([1 / (rate * rate) for rate in passing])
+        return weakest * (1 + 1e-9), math.sqrt(self._num_layers / squares)
 
     def _is_over(self) -> bool:
         now_s = time.monotonic()

@@ -7,7 +7,7 @@ import pytest
 from chitu_like.cluster.cost_model import ModelFacts
 from chitu_like.cluster.topology import Cluster, Node
 from chitu_like.core.errors import CapacityError
-from chitu_like.planner import NodeThroughput, TypicalLoad, homogeneous, petals, swarm
+from chitu_like.planner import NodeThroughput, TypicalLoad, homogeneous, petals, pipelines, swarm
 
 MODEL = ModelFacts(name="toy", num_layers=6, layer_bytes=1.0, activation_bytes=9.0)
 THROUGHPUT = NodeThroughput(
@@ -93,3 +93,22 @@ def test_leftovers_help_where_least_is_done_or_stay_empty():
 def test_pipelines_of_a_cluster_that_is_too_small_are_refused():
     with pytest.raises(CapacityError, match=r"holds 4 \(2 small x 2\)"):
         homogeneous(cluster("small", "small"), THROUGHPUT)
+
+
+def test_one_pipeline_is_as_even_as_speeds_allow():
+    """At 14 tokens/s a big node holds 4 layers and a small one 1: 4 + 1 + 1."""
+    found = pipelines(cluster("small", "big", "small"), THROUGHPUT)
+    assert ends(found) == {"big1": (0, 4), "small0": (4, 5), "small2": (5, 6)}
+
+
+def test_several_pipelines_are_whole_and_who_is_left_helps():
+    """Twice 6 layers of two big nodes at 20 tokens/s; the small one joins what is least done."""
+    found = pipelines(cluster("big", "big", "big", "big", "small"), THROUGHPUT, count=2)
+    bigs = sorted(ends(found)[f"big{i}"] for i in range(4))
+    assert bigs == [(0, 3), (0, 3), (3, 6), (3, 6)]
+    assert ends(found)["small4"] == (0, 2)
+
+
+def test_more_pipelines_than_there_is_room_for_are_refused():
+    with pytest.raises(CapacityError, match="does not hold toy 2 times"):
+        pipelines(cluster("big", "small", "small"), THROUGHPUT, count=2)
