@@ -167,6 +167,15 @@ def test_the_time_limit_keeps_the_best_and_reports_the_gap() -> None:
     check_early_end(found, large, start)
 
 
+def test_without_any_time_the_start_is_what_is_kept() -> None:
+    large, start = large_toy()
+    found = place(large, start=start, limits=MilpLimits(time_s=0.0, threads=1))
+    assert found.stopped_by == "time"
+    check_early_end(found, large, start)
+    with pytest.raises(CapacityError, match="found no placement that serves in 0 s"):
+        place(large, limits=MilpLimits(time_s=0.0, threads=1))
+
+
 def test_ctrl_c_keeps_the_best() -> None:
     large, start = large_toy()
     pressed = []
