@@ -182,9 +182,20 @@ class _Search:
         self._report()
 
     def candidates(self) -> list[Candidate]:
-        """The best that were found, different from each other, the best first."""
-        ranked = sorted(self._found.values(), key=lambda found: -found[0])[: self._limits.keep]
-        return [self._candidate(layers) for _, layers in ranked]
+        """The best that were found, the best first; of each number of hops one, as far as there are.
+
+        Scores are the less true the more hops there are, so that simulation should see all kinds.
+        """
+        keep = self._limits.keep
+        ranked = sorted(self._found.values(), key=lambda found: -found[0])[: 10 * keep]
+        every = [self._candidate(layers) for _, layers in ranked]
+        kinds: dict[int, Candidate] = {}
+        for one in every:
+            kinds.setdefault(max((len(route.hops) for route in one.flow.routes), default=0), one)
+        first = list(kinds.values())
+        rest = [one for one in every if all(one is not kept for kept in first)]
+        chosen = [id(one) for one in (first + rest)[:keep]]
+        return [one for one in every if id(one) in chosen]
 
     def _candidate(self, layers: list[Layers]) -> Candidate:
         placement, flow = self._graph.placement_of(layers), self._graph.result(layers)

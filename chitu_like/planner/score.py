@@ -234,16 +234,19 @@ class _Speed:
 
     @classmethod
     def of(cls, times: LayerTimes, num_layers: int, mean_input: float, kv_room: float) -> _Speed:
-        """Lay a line of least squares through batches of one decode to the most."""
+        """Lay a line of least relative error through batches from few decodes to the most."""
         most = times.max_decode_tokens(num_layers)
-        xs = [1 + (most - 1) * i / (POINTS - 1) for i in range(POINTS)]
+        first = min(2, most)  # tables say of a lone decode what half a batch of two takes
+        xs = [first * (most / first) ** (i / (POINTS - 1)) for i in range(POINTS)]
         ys = [times.decode_s(x) for x in xs]
-        mean_x, mean_y = sum(xs) / POINTS, sum(ys) / POINTS
-        spread = sum((x - mean_x) ** 2 for x in xs) or 1.0
-        both = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
-        token_s = min(
-            max(both / spread, 0.0), mean_y / mean_x
-        )  # a batch of none takes no less than 0
+        weights = [1 / (y * y) for y in ys]  # long pipelines have small batches: all count alike
+        total = sum(weights)
+        mean_x = sum(w * x for w, x in zip(weights, xs, strict=True)) / total
+        mean_y = sum(w * y for w, y in zip(weights, ys, strict=True)) / total
+        spread = sum(w * (x - mean_x) ** 2 for w, x in zip(weights, xs, strict=True)) or 1.0
+        both = sum(w * (x - mean_x) * (y - mean_y) for w, x, y in zip(weights, xs, ys, strict=True))
+        # A batch of none takes no less than nothing.
+        token_s = min(max(both / spread, 0.0), mean_y / mean_x)
         return cls(
             fixed_s=mean_y - token_s * mean_x,
             token_s=token_s,
