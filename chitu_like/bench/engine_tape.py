@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from chitu_like.cluster.cost_model import BatchShape, StepCost
@@ -17,7 +17,7 @@ from chitu_like.cluster.profile_records import HostCost
 from chitu_like.cluster.step_fitting import Measured
 from chitu_like.config.load import load_config
 from chitu_like.core.batch import ScheduledBatch
-from chitu_like.core.errors import CapacityError
+from chitu_like.core.errors import CapacityError, ConfigError
 from chitu_like.core.output import FinishReason, RequestDelta, StepOutput
 from chitu_like.engine.engine import Engine
 from chitu_like.engine.executor import Executor
@@ -30,10 +30,12 @@ from chitu_like.simulator.instance import InstanceShape, SimulatedInstance
 from chitu_like.simulator.recorder import FinishedRequest
 from chitu_like.worker.crew import Crew
 
-IDLE_S = 0.0002
-"""How long an idle server sleeps before it looks for the next arrival: a part of a step."""
+AWAKE_S = 0.002
+"""An idle server is awake so long before an arrival: a timer may ring that late."""
 
 
+WAITED_S = 2e-5
+"""Who waits no longer for a batch finds it done, and nobody saw when that was."""
 TICK_S = 1e-9
 """Between requests of one step: no two came at the same instant, and policies look at that."""
 
@@ -43,6 +45,7 @@ class Tape:
     """What an engine did.
 
     Attributes:
+        max_in_flight: batches at a time; one is computed while it is submitted.
         entries: (steps taken in before it entered, request), in order.
         batches, outputs: of each step.
         spans_s: (submitted, collected) of each step, on the engine's clock.
@@ -51,6 +54,7 @@ class Tape:
         elapsed_s: from the first arrival to the last answer.
     """
 
+    max_in_flight: int
     entries: list[tuple[int, AddRequest]] = field(default_factory=list)
     batches: list[ScheduledBatch] = field(default_factory=list)
     outputs: list[StepOutput] = field(default_factory=list)
@@ -66,7 +70,7 @@ class Tape:
         for batch, (start_s, end_s), wait_s in zip(
             self.batches, self.spans_s, self.waits_s, strict=True
         ):
-            if wait_s > 0 and batch.num_reqs:
+            if batch.num_reqs and (self.max_in_flight == 1 or wait_s > WAITED_S):
                 seconds = end_s - max(start_s, before_s)
                 found.append(Measured(shape=BatchShape.of(batch), seconds=seconds))
             before_s = end_s
@@ -78,7 +82,8 @@ class TapedExecutor:
 
     def __init__(self, executor: Executor) -> None:
         """Begin a tape."""
-        self.tape = Tape()
+        self.tape = Tape(max_in_flight=executor.max_in_flight)
+        self.clock: Callable[[], float] = time.perf_counter
         self._executor = executor
         self._submitted_s: deque[float] = deque()
 
@@ -89,7 +94,7 @@ class TapedExecutor:
 
     def submit(self, batch: ScheduledBatch) -> None:
         """See Executor."""
-        self._submitted_s.append(time.perf_counter())
+        self._submitted_s.append(self.clock())
         self.tape.batches.append(batch)
         self._executor.submit(batch)
 
@@ -99,9 +104,9 @@ class TapedExecutor:
 
     def collect(self) -> StepOutput:
         """See Executor."""
-        start_s = time.perf_counter()
+        start_s = self.clock()
         output = self._executor.collect()
-        end_s = time.perf_counter()
+        end_s = self.clock()
         self.tape.outputs.append(output)
         self.tape.spans_s.append((self._submitted_s.popleft(), end_s))
         self.tape.waits_s.append(end_s - start_s)
@@ -139,17 +144,28 @@ class TapedInstance:
 
     Args:
         overrides: `key=value` as for the service.
+        cpu_clock: let seconds be those that this process computes, and idle time be computed away:
+            on a machine that others use too they are what seconds are on a quiet one. For a process
+            of one thread, so without infer.schedule_overlap.
+
+    Raises: ConfigError where two threads would count twice.
     """
 
-    def __init__(self, *overrides: str) -> None:
+    def __init__(self, *overrides: str, cpu_clock: bool = False) -> None:
         """Load it."""
         config = load_config(overrides)
+        if cpu_clock and config.infer.schedule_overlap:
+            raise ConfigError(
+                "seconds of the CPU are those of one thread: set infer.schedule_overlap=false"
+            )
         files = read_model_files(config)
         crew = _TapedCrew.of(gather(config, files.spec, os.environ))
         self._loaded: LoadedEngine = load_engine(
             config, files, crew, shows_progress=False, bounds_queue=False
         )
         self._executor = crew.taped
+        self._is_cpu_clock = cpu_clock
+        self._clock = self._executor.clock = time.process_time if cpu_clock else time.perf_counter
 
     @property
     def engine(self) -> Engine:
@@ -184,26 +200,27 @@ class TapedInstance:
 
         Raises: CapacityError where one is refused.
         """
-        tape = self._executor.tape = Tape()
+        tape = self._executor.tape = Tape(max_in_flight=self._executor.max_in_flight)
         engine, coming = self.engine, deque(arrivals)
         first_token_s: dict[str, float] = {}
-        start_s = time.perf_counter()
+        start_s = self._clock()
         while coming or engine.has_requests:
-            while coming and coming[0][0] <= time.perf_counter() - start_s:
+            while coming and coming[0][0] <= self._clock() - start_s:
                 message = coming.popleft()[1]
                 tape.entries.append((len(tape.outputs), message))
                 engine.add(message)
             if not engine.has_requests:
-                time.sleep(IDLE_S)
+                ahead_s = coming[0][0] - (self._clock() - start_s)
+                time.sleep(0.0 if self._is_cpu_clock else max(0.0, ahead_s - AWAKE_S))
             elif engine.is_due(0.0):
                 deltas = engine.take_in()
-                now_s = time.perf_counter() - start_s
+                now_s = self._clock() - start_s
                 for delta in deltas:
                     first_token_s.setdefault(delta.request_id, now_s)
                     if delta.finish_reason is not None:
                         arrival = arrivals[int(delta.request_id)]
                         tape.finished.append(_finished(arrival, first_token_s, delta, now_s))
-        tape.elapsed_s = time.perf_counter() - start_s
+        tape.elapsed_s = self._clock() - start_s
         return tape
 
     def shutdown(self) -> None:
