@@ -63,7 +63,7 @@ class Scaled:
 
 def run(prog: str, arguments: Sequence[str]) -> int:
     """Compare, print a table, and say the worst error."""
-    options = _parser(prog).parse_args(arguments)
+    options = _parser(prog).parse_intermixed_args(arguments)
     console = Console()
     lengths = read_lengths(options.lengths) if options.lengths else _LENGTHS
     lengths = [pair for pair in lengths if sum(pair) <= options.max_request_len]
