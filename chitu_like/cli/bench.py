@@ -40,6 +40,10 @@ BENCHMARKS = {
         "chitu_like.bench.front_end",
         "what a token costs on its way to the client, and when that falls behind",
     ),
+    "simulator": (
+        "chitu_like.bench.simulator",
+        "how fast simulations are: layers on 24 machines, and instances",
+    ),
     "cpu-transformers": (
         "chitu_like.bench.cpu_transformers",
         "the engine beside transformers on this CPU",

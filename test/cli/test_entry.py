@@ -14,7 +14,16 @@ from chitu_like.cli.entry import COMMANDS
 from chitu_like.core.errors import CapacityError
 
 REPO = Path(__file__).resolve().parents[2]
-BENCHMARKS = ("serving", "offline", "ops", "idle", "startup", "cpu-transformers", "llama-cpp")
+BENCHMARKS = (
+    "serving",
+    "offline",
+    "ops",
+    "idle",
+    "startup",
+    "simulator",
+    "cpu-transformers",
+    "llama-cpp",
+)
 
 
 def one_line(text: str) -> str:
