@@ -62,7 +62,10 @@ class PlanSection(Section):
         "evaluate the placement of plan.load",
     )
     time_limit_s: float = setting(
-        60.0, "seconds that the search may take", low=0.01, high=MAX_SECONDS
+        60.0,
+        "seconds that the search may take; simulating the best few (plan.num_simulated) comes on top",
+        low=0.01,
+        high=MAX_SECONDS,
     )
     out: str | None = setting(
         None, "file that the placement is written to; null: out/placement.yaml"
