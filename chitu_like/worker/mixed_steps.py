@@ -67,8 +67,8 @@ class _Between:
     Attributes:
         q, out: as given.
         layers: each one's attention, once a step is recorded.
-        decodes: of each layer, what attends to the decodes of the batch at hand; none without any.
-        chunks: the other requests of the batch at hand, planned; None without any.
+        decodes: of each layer, what attends to the decodes of the latest batch; none without any.
+        chunks: the other requests of that batch, planned; None without any.
         tokens: theirs.
     """
 
@@ -196,13 +196,13 @@ class MixedSteps:
             assert self._received is not None, "the first stage receives nothing"
             self._received[:num_tokens].copy_(received)
         between.tokens = slice(n, num_tokens)
+        between.chunks, between.decodes = None, ()
         if n < num_tokens:
             between.chunks = batch.requests(slice(n, None))
             between.chunks.attn_metadata = self._backend.plan(between.chunks)
         if n:
             between.decodes = self._decodes.begin(scheduled)
         self._recordings[inputs.num_tokens].replay()
-        between.chunks, between.decodes = None, ()
         out = self._out[:num_tokens]
         return out if self._options.parallel.is_last_stage else out.clone()
 
