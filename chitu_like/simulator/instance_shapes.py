@@ -22,6 +22,7 @@ from chitu_like.config.resolve import (
     MAX_QUEUED_TOKENS,
 )
 from chitu_like.core.errors import CapacityError, ConfigError
+from chitu_like.scheduler.mlfq import Quanta
 from chitu_like.simulator.disagg import Crossing
 from chitu_like.simulator.instance import InstanceShape
 
@@ -87,6 +88,10 @@ class InstanceSource:
             starvation_s=scheduler.starvation_s,
             max_queued_requests=MAX_QUEUED_REQUESTS if requests == "auto" else requests,
             max_queued_tokens=MAX_QUEUED_TOKENS if tokens == "auto" else tokens,
+            quanta=Quanta(
+                first_steps=scheduler.mlfq_quantum_steps,
+                prompt_tokens_per_step=scheduler.mlfq_prompt_tokens_per_step,
+            ),
             host=self.profile.host_cost(self.model, self.device),
             links=() if self.link is None else (self.link,) * (pp - 1),
             activation_bytes=facts.activation_bytes,

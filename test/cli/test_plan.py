@@ -110,6 +110,18 @@ def test_the_same_seed_simulates_the_same(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
+def test_quanta_of_mlfq_reach_simulated_instances(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["scheduler.type=mlfq", "infer.max_reqs=4", "simulate.rate=20", "simulate.warmup_s=0"]
+    keys = ["quantum_steps=1", "quantum_steps=256", "prompt_tokens_per_step=4096"]
+    shown = set()
+    for key in keys:
+        more = [f"scheduler.mlfq_{key}", "simulate.duration_s=4"]
+        assert main(["simulate", *SMALL, *words, *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        shown.add(tuple(line for line in lines if "wall_s" not in line))
+    assert len(shown) == len(keys)
+
+
 def test_prefill_and_decode_are_simulated_apart(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["deploy.replicas=3", "simulate.prefill_replicas=1", "simulate.kv_bytes_per_s=50e9"]
