@@ -44,10 +44,10 @@ def parse_quantity(text: str, units: Units, where: str) -> float:
     unit = found[2] if found else None
     if found is None or not (unit is None or unit in units):
         shown = text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}..."
-        raise ConfigError(
-            f"{where}={shown}: give a number, or a number times one of {', '.join(units)}, like "
-            f"1.5 * {list(units)[-1]}"
-        )
+        right = "a number"
+        if units:
+            right += f", or a number times one of {', '.join(units)}, like 1.5 * {list(units)[-1]}"
+        raise ConfigError(f"{where}={shown}: give {right}")
     value = _times(float(found[1]), 1.0 if unit is None else units[unit])
     if not math.isfinite(value):
         raise ConfigError(f"{where}={text}: give a finite number")

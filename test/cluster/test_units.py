@@ -68,6 +68,12 @@ def test_nothing_else_is_a_rate(text: str) -> None:
         parse_quantity(text, HELIX_RATES, "C.ini: [A] b")
 
 
+def test_a_figure_without_units_is_a_number_alone() -> None:
+    assert parse_quantity("1.5", {}, "here") == 1.5
+    with pytest.raises(ConfigError, match=r"^here=1\.5 \* GB: give a number$"):
+        parse_quantity("1.5 * GB", {}, "here")
+
+
 def test_gbps_is_unknown_in_files_of_ours() -> None:
     with pytest.raises(ConfigError, match="GB/s"):
         parse_quantity("10 * gbps", RATES, "here")
