@@ -118,7 +118,7 @@ def simulate_layers(
         clock, cluster, model, placement, nodes, edges, coordinator, holds_latency=holds_latency
     )
     coordinator.feeder.start(load_s)
-    meter = _Meter(clock, recorder, nodes, coordinator.wires, start_s=load_s + warmup_s)
+    meter = _Meter(clock, recorder, nodes, coordinator.wires)
     for until_s in _slices(load_s, load_s + warmup_s, load_s + warmup_s + duration_s):
         clock.run(until_s)
         meter.read()
@@ -154,10 +154,7 @@ def _slices(start_s: float, *ends_s: float) -> Iterator[float]:
 
 
 class _Meter:
-    """Tells a recorder now and then what nodes and wires have done since the last time.
-
-    What was sent before `start_s`, when the window opens, does not count.
-    """
+    """Tells a recorder now and then what nodes and wires have done since the last time."""
 
     def __init__(
         self,
@@ -165,10 +162,8 @@ class _Meter:
         recorder: Recorder,
         nodes: Mapping[str, LayerNode],
         wires: Mapping[Ends, Wire],
-        *,
-        start_s: float,
     ) -> None:
-        self._start_s = start_s
+        self._last_s = clock.now_s
         self._clock = clock
         self._recorder = recorder
         self._nodes = nodes
@@ -177,17 +172,17 @@ class _Meter:
         self._num_bytes = dict.fromkeys(self._wires, 0.0)
 
     def read(self) -> None:
-        """Look at all of them."""
-        now_s, recorder = self._clock.now_s, self._recorder
+        """Look at all of them; what they did counts as done at once after the last look."""
+        last_s, recorder = self._last_s, self._recorder
+        self._last_s = self._clock.now_s
         for name, node in self._nodes.items():
-            recorder.busy(name, now_s - self._busy_since(name, node.busy_s), now_s)
+            recorder.busy(name, last_s, last_s + self._busy_since(name, node.busy_s))
             recorder.level(f"{name}.kv", node.kv_used / node.kv_capacity)
         for name, wire in self._wires.items():
             num_bytes = wire.num_bytes - self._num_bytes[name]
             self._num_bytes[name] = wire.num_bytes
-            if now_s <= self._start_s:
-                num_bytes = 0.0
-            recorder.carries(name, now_s - self._busy_since(name, wire.busy_s), now_s, num_bytes)
+            busy_s = self._busy_since(name, wire.busy_s)
+            recorder.carries(name, last_s, last_s + busy_s, num_bytes)
 
     def _busy_since(self, name: str, busy_s: float) -> float:
         since = busy_s - self._busy_s[name]

@@ -162,16 +162,18 @@ class Recorder:
         if value != level.value:
             self._settle(name, level)
             level.value = value
-        if self._start_s <= self._clock.now_s < self._end_s:
-            level.most = max(level.most, value)
 
     def busy(self, node: str, start_s: float, end_s: float) -> None:
         """A node has computed from one time to another; said when it is over."""
         self._use(self._nodes, node, start_s, end_s)
 
     def carries(self, link: str, start_s: float, end_s: float, num_bytes: float) -> None:
-        """A link has moved bytes from one time to another; said when it is over."""
-        self._use(self._links, link, start_s, end_s).num_bytes += num_bytes
+        """A link has moved bytes, evenly from one time to another; said when it is over."""
+        use = self._use(self._links, link, start_s, end_s)
+        if end_s > start_s:
+            use.num_bytes += num_bytes * self._within(start_s, end_s) / (end_s - start_s)
+        elif self._start_s <= end_s < self._end_s:
+            use.num_bytes += num_bytes
 
     # What users ask
 
@@ -260,7 +262,10 @@ class Recorder:
     def _settle(self, name: str, level: _Level) -> None:
         """Account for the time since the level changed last."""
         now_s = self._clock.now_s
-        level.integral += level.value * self._within(level.since_s, now_s)
+        within_s = self._within(level.since_s, now_s)
+        if within_s > 0:  # what it was before the window opened holds on into it
+            level.integral += level.value * within_s
+            level.most = max(level.most, level.value)
         self._timeline.hold(name, level.since_s, now_s, level.value)
         level.since_s = now_s
 

@@ -105,6 +105,26 @@ def test_figures_are_those_of_the_window_alone() -> None:
     assert last == (2.0, 1.0)
 
 
+def test_bytes_and_levels_count_as_far_as_they_lie_in_the_window() -> None:
+    clock = VirtualClock()
+    recorder = Recorder(clock, warmup_s=10.0, duration_s=10.0)
+    clock.at(5.0, lambda: recorder.level("a.kv", 0.75))
+    clock.at(5.0, lambda: recorder.level("b.kv", 0.9))
+    clock.at(9.0, lambda: recorder.level("b.kv", 0.2))
+    clock.at(9.5, lambda: recorder.carries("before", 8.0, 9.5, 100.0))
+    clock.at(12.0, lambda: recorder.carries("into", 8.0, 12.0, 100.0))
+    clock.at(12.0, lambda: recorder.carries("at once", 12.0, 12.0, 100.0))
+    clock.at(15.0, lambda: recorder.level("a.kv", 0.5))
+    clock.at(24.0, lambda: recorder.carries("out of", 16.0, 24.0, 100.0))
+    clock.at(25.0, lambda: recorder.carries("behind", 25.0, 25.0, 100.0))
+    clock.run()
+    results = recorder.results()
+    moved = {name: link["bytes_per_s"] for name, link in results.links.items()}
+    assert moved == {"before": 0.0, "into": 5.0, "at once": 10.0, "out of": 5.0, "behind": 0.0}
+    assert results.nodes["a"] == pytest.approx({"kv_mean": 0.625, "kv_most": 0.75})
+    assert results.nodes["b"] == pytest.approx({"kv_mean": 0.2, "kv_most": 0.2})
+
+
 def test_results_are_one_json_with_figures_on_top_and_a_csv(tmp_path: Path) -> None:
     clock = VirtualClock()
     recorder = Recorder(clock)
