@@ -39,7 +39,8 @@ class SimulatedExecutor:
         stages: cost of a batch on each pipeline stage.
         max_in_flight: batches submitted and not collected: one a stage, one more with overlap.
         host: what a step costs the engine's process; None: nothing.
-        links: between neighbouring stages; none: hidden states move in no time.
+        links: between neighbouring stages, each with one batch's bytes at a time; none: hidden states
+            move in no time.
         activation_bytes: of a token between stages.
         block_copy_s: to copy a KV block to or from the host, on each stage at once.
         sample: the token ids that a batch samples; None: numbers that no other step has.
@@ -72,6 +73,7 @@ class SimulatedExecutor:
         self._on_computed = on_computed
         self._host_free_s = 0.0
         self._stage_free_s = [0.0] * len(self._stages)
+        self._link_free_s = [0.0] * len(self._links)
         self._last_ends_s: deque[float] = deque(maxlen=len(self._stages))
         self._in_flight: deque[tuple[ScheduledBatch, float, list[StageTime]]] = deque()
         self._is_shut_down = False
@@ -96,7 +98,7 @@ class SimulatedExecutor:
         times = self._pass_stages(batch, self._host_free_s)
         end_s = times[-1].end_s
         self._last_ends_s.append(end_s)
-        self._in_flight.append((batch, max(end_s, self._host_free_s), times))
+        self._in_flight.append((batch, end_s, times))
 
     def wait(self, timeout_s: float) -> bool:
         """See Executor. Nothing waits here: who runs the clock asks `due_s` when to come again."""
@@ -136,10 +138,15 @@ class SimulatedExecutor:
             times.append(StageTime(stage=index, start_s=start_s, end_s=end_s))
             ready_s = end_s
             if index < len(self._links):
-                ready_s += self._links[index].seconds(
-                    self._activation_bytes * sum(batch.num_tokens)
-                )
+                ready_s = self._cross(index, batch, ready_s)
         return times
+
+    def _cross(self, index: int, batch: ScheduledBatch, ready_s: float) -> float:
+        """When hidden states are on the next stage; the next batch's follow their last byte."""
+        link, num_bytes = self._links[index], self._activation_bytes * sum(batch.num_tokens)
+        start_s = max(ready_s, self._link_free_s[index])
+        self._link_free_s[index] = start_s + num_bytes / link.bandwidth
+        return start_s + link.seconds(num_bytes)
 
 
 def invented_tokens(batch: ScheduledBatch) -> list[int]:

@@ -162,6 +162,7 @@ class SimulatedInstance:
         self._on_deltas = on_deltas
         self._recorder = recorder
         self._inbox: deque[AddRequest | str] = deque()  # a text is the id of one to be aborted
+        self._num_coming = 0  # requests in it
         self._is_waiting = False  # for the oldest batch, deaf to newcomers
         self._is_woken = False
         self._turn_number = 0
@@ -187,6 +188,9 @@ class SimulatedInstance:
             on_computed=None if recorder is None else self._computed,
         )
         self.engine = Engine(self.scheduler, self.executor, shape.info, seed=0, clock=clock)
+        if recorder is not None:  # who never computes counts among the nodes too
+            for stage in range(len(shape.stages)):
+                self._computed(StageTime(stage=stage, start_s=clock.now_s, end_s=clock.now_s))
 
     @property
     def is_up(self) -> bool:
@@ -219,6 +223,9 @@ class SimulatedInstance:
     def _hear(self, message: AddRequest | str) -> None:
         assert self._is_up, f"{self.name} has failed"
         self._inbox.append(message)
+        if isinstance(message, AddRequest):
+            self._num_coming += 1
+            self._report_waiting()
         self.wake()
 
     def _turn(self) -> None:
@@ -227,9 +234,11 @@ class SimulatedInstance:
         self._turn_number += 1  # what an earlier turn has set is void
         while self._is_up:  # who hears the news may end it
             self._take_messages()
+            is_due = self.engine.has_requests and self.engine.is_due(0.0)
+            self._report()
             if not self.engine.has_requests:
                 return
-            is_due, due_s = self.engine.is_due(0.0), self.executor.due_s
+            due_s = self.executor.due_s
             if due_s is not None and due_s > self._clock.now_s:
                 self._is_waiting = is_due
                 self._clock.at(due_s, functools.partial(self._come_again, self._turn_number))
@@ -249,12 +258,11 @@ class SimulatedInstance:
         """Take in the oldest batch and pass its news on; False where there was nothing."""
         is_computed = self.executor.due_s is not None
         deltas = self.engine.take_in()
-        if self._recorder is not None:
-            self._report(self._recorder)
         self._on_deltas(deltas)
         return is_computed or bool(deltas)
 
     def _take_messages(self) -> None:
+        self._num_coming = 0
         while self._inbox:
             message = self._inbox.popleft()
             if isinstance(message, str):
@@ -267,14 +275,23 @@ class SimulatedInstance:
         name = self.name if len(self.shape.stages) == 1 else f"{self.name}.stage{time.stage}"
         self._recorder.busy(name, time.start_s, time.end_s)
 
-    def _report(self, recorder: Recorder) -> None:
-        scheduler = self.scheduler
+    def _report(self) -> None:
+        """Say how it stands once it has scheduled what it can: so it stays up to its next turn."""
+        scheduler, recorder = self.scheduler, self._recorder
+        if recorder is None:
+            return
         recorder.level(self._levels[0], self.blocks.usage)
         recorder.level(self._levels[1], scheduler.num_running)
-        recorder.level(self._levels[2], scheduler.num_waiting)
+        self._report_waiting()
         if scheduler.num_preemptions > self._num_preemptions:
             recorder.count("preemptions", scheduler.num_preemptions - self._num_preemptions)
             self._num_preemptions = scheduler.num_preemptions
+
+    def _report_waiting(self) -> None:
+        """Say how many wait, with those that the engine has not seen yet."""
+        if self._recorder is not None:
+            waiting = self.scheduler.num_waiting + self._num_coming
+            self._recorder.level(self._levels[2], waiting)
 
 
 def message_of(request: PlannedRequest, request_id: str) -> AddRequest:

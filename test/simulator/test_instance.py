@@ -91,6 +91,31 @@ def test_one_server_of_constant_time_is_an_m_d_1_queue() -> None:
     expected = service_s + rho * service_s / (2 * (1 - rho))
     assert results["avg_prompt_latency_s"] == pytest.approx(expected, rel=0.05)
     assert results["utilisation"] == pytest.approx(rho, rel=0.02)
+    assert results["avg_running"] == pytest.approx(rho, rel=0.02)
+    assert results["avg_waiting"] == pytest.approx(rho**2 / (2 * (1 - rho)), rel=0.1)
+
+
+def test_blocks_are_in_use_while_a_lone_prompt_is_computed() -> None:
+    shape = instance_shape(LinearCost(step_s=1.0), num_blocks=10, enable_prefix_caching=False)
+    results = simulate(requests_at([1.0], input_len=16, output_len=1), [shape])
+    assert results.nodes["instance0"]["kv_most"] == pytest.approx(0.4)
+    assert results.nodes["instance0"]["kv_mean"] == pytest.approx(0.2)
+    assert results["avg_running"] == pytest.approx(0.5)
+
+
+def test_a_link_carries_the_hidden_states_of_one_batch_after_the_other() -> None:
+    """Two micro-batches of a decode each over a link that takes 1 s a token: a token a second."""
+    links = [Link(source="a", target="b", bandwidth=1.0, latency_s=0.0)]
+    shape = InstanceShape(
+        stages=[LinearCost(step_s=0.01), LinearCost(step_s=0.01)],
+        num_blocks=100,
+        max_num_batched_tokens=4,
+        links=links,
+        activation_bytes=1.0,
+    )
+    plan = requests_at([0.0] * 4, input_len=4, output_len=40)
+    last_s = max(found.finished_s for found in answered(plan, shape).values())
+    assert last_s >= 4 * (4 + 39)
 
 
 def test_what_hash_ids_share_is_not_computed_again() -> None:
