@@ -40,7 +40,7 @@ class IniFile:
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: no ini file: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{path}: no ini file: {_one_line(error)}") from None
 
     @property
     def sections(self) -> list[str]:
@@ -100,6 +100,11 @@ class IniFile:
     def quantity(self, section: str, key: str, units: Units) -> float:
         """A number, or a number times a unit."""
         return parse_quantity(self.text(section, key), units, self.where(section, key))
+
+
+def _one_line(error: Exception) -> str:
+    """What is wrong; configparser repeats the whole line, however long."""
+    return " ".join(str(error).split())[:200]
 
 
 def _short(text: str) -> str:

@@ -67,6 +67,8 @@ class Profile:
             record.check(f"{self.name}: {model}")
         for device, figures in self.devices.items():
             figures.check(f"{self.name}: {device}")
+        for (model, device), steps in self.steps.items():
+            steps.check(f"{self.name}: {model} on {device}")
         for model, _ in (*self.tables, *self.steps):
             self._record(model)
 

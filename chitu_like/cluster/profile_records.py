@@ -28,6 +28,16 @@ class PlanningFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     typical_layers_small: dict[str, int] = {}
     start_speed: dict[str, float] = {}
 
+    def check(self, where: str) -> None:
+        """Raise ConfigError for figures that no load has."""
+        for key in ("mean_input", "mean_output", "longest_input"):
+            if not 1 <= getattr(self, key) < 1e9:
+                raise ConfigError(f"{where}: {key}={getattr(self, key)}: give 1 token or more")
+        for key in ("typical_layers", "typical_layers_small", "start_speed"):
+            for device, figure in getattr(self, key).items():
+                if not figure > 0:
+                    raise ConfigError(f"{where}: {key}: {device}={figure}: give more than 0")
+
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model in model.json: ModelFacts without the name, and more.
@@ -98,6 +108,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for key in ("kv_bytes_per_token", "num_heads", "num_kv_heads", "embedding_bytes"):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise ConfigError(f"{where}: {key}={getattr(self, key)}: give 0 or more")
+        if self.planning is not None:
+            self.planning.check(f"{where}: planning")
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,3 +156,16 @@ class StepsRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     memory_bytes: float = 0.0
     residuals: dict[str, dict[str, float]] = {}
     measured: dict[str, str] = {}
+
+    def check(self, where: str) -> None:
+        """Raise ConfigError for figures that no device has; curves are checked where they are used."""
+        figures = {"memory_bytes": self.memory_bytes}
+        figures |= {f"fitted[{tp}].head_layers": fit.head_layers for tp, fit in self.fitted.items()}
+        if self.host is not None:
+            figures |= {"host.step_s": self.host.step_s, "host.request_s": self.host.request_s}
+        for key, value in figures.items():
+            if value < 0:
+                raise ConfigError(f"{where}: {key}={value}: give 0 or more")
+        for row in self.capacity:
+            if min(row.tp, row.pp, row.max_num_tokens) < 1:
+                raise ConfigError(f"{where}: capacity: {row}: give 1 or more of each")

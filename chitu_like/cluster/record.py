@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import reprlib
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO, TypeAlias
@@ -14,6 +15,7 @@ from chitu_like.cluster.units import Units, parse_quantity
 from chitu_like.core.errors import ConfigError
 
 MAX_FILE_BYTES = 16 << 20  # yaml takes seconds for each of them; a larger one is not what we read
+MAX_DIGITS = 1000
 
 _NO_WRAP = 1 << 30  # characters of a line
 
@@ -99,7 +101,8 @@ class Record:
         if isinstance(value, str):
             return parse_quantity(value, units, f"{self.where}: {key}")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or _is_beyond(value):
-            raise self.broken(key, f"a number, or one times {', '.join(units)}")
+            times = f", or one times {', '.join(units)}" if units else ""
+            raise self.broken(key, f"a number{times}")
         return float(value)
 
     def record(self, key: str) -> Record:
@@ -166,20 +169,35 @@ def write_yaml(path: Path, values: Mapping[str, Plain], comment: str = "") -> No
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader, but a key that is there twice is refused instead of the last one taken."""
+    """SafeLoader, but keys that are there twice, merged keys and endless numbers are refused."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Also raises for long ones: Python makes no text of them."""
+        if len(node.value) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark
+            )
+        return super().construct_yaml_int(node)
 
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False
     ) -> dict[Hashable, object]:
-        """Also raises for keys that are there twice."""
+        """Also raises for keys that are there twice, and for `<<`: a few of them fill any memory."""
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "keys cannot be merged (<<): write them out", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key.value!r} is there twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _set_style(node: yaml.Node, depth: int) -> None:
@@ -209,5 +227,6 @@ def _is_beyond(value: float) -> bool:
 
 
 def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+    """Its beginning: what aliases make of a short file may be longer than any memory."""
+    text = repr(value[:60]) if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,6 +8,7 @@ with them, and what lies between differs by device; so each term is a rising lin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 
@@ -78,7 +79,7 @@ class DistServeStep:
             milliseconds += FIRST_STAGE_MS + FIRST_STAGE_MS_PER_TOKEN * (
                 tokens + shape.decode_context
             )
-        return milliseconds / 1e3
+        return max(0.0, milliseconds) / 1e3  # a line through large batches may fall below 0
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,6 +186,9 @@ class FittedStep:
 
 
 def _curve(points: Points, share: float, where: str) -> Curve:
+    for (x, before), (_, after) in pairwise(points):
+        if after < before:
+            raise ConfigError(f"{where}: {before:g} s at {x:g}, then {after:g} s: give rising ones")
     try:
         return Curve([x for x, _ in points], [share * y for _, y in points])
     except ValueError as error:

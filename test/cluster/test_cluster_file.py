@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -114,6 +115,9 @@ def test_a_file_by_hand_may_say_much_in_few_lines(tmp_path: Path) -> None:
         ("1000000", ".inf", "link big -> sink: bandwidth=inf"),
         ("links:", "links: 3\nx:", "unknown key 'x'"),
         ("nodes:", "nodes: [\n", "no yaml"),
+        ("links:", "x: &a {k: 1}\ny: {<<: [*a, *a]}\nlinks:", "no yaml: keys cannot be merged"),
+        ("count: 2", "count: 0x" + "f" * 5000, "no yaml: a number of more than 1000 digits"),
+        ("name: big", "name: 0x" + "f" * 5000, "no yaml: a number of more than 1000 digits"),
         ("nodes:", "nodes: !!python/object/apply:os.system [ls]\nx:", "no yaml"),
     ],
 )
@@ -143,6 +147,16 @@ def test_a_mistake_is_one_line_with_file_and_key(
 def test_what_is_no_cluster_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         read_cluster(write(tmp_path, text))
+
+
+def test_a_short_file_that_means_a_long_one_is_refused_at_once(tmp_path: Path) -> None:
+    lists = "[&a [x, x, x, x, x, x, x, x, x, x]"
+    for inner, outer in itertools.pairwise("abcdefghijkl"):
+        lists += f", &{outer} [{', '.join([f'*{inner}'] * 10)}]"
+    path = write(tmp_path, f"nodes: [{{region: {lists}], device: T4, name: *l}}]\nlinks: []")
+    with pytest.raises(ConfigError, match=r"nodes\[0\]: name=\[.*: must be a text") as error:
+        read_cluster(path)
+    assert len(str(error.value)) < 150 + len(str(path))
 
 
 def test_links_are_counted_before_they_are_made(

@@ -270,3 +270,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.ini").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"bytes\.ini: no ini file"):
         read_machines(tmp_path / "bytes.ini")
+
+
+def test_a_long_line_is_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "m.ini"
+    path.write_text("x" * 10_000)
+    with pytest.raises(ConfigError, match="no ini file: File contains no section headers") as error:
+        read_machines(path)
+    assert len(str(error.value)) < 250 + len(str(path))

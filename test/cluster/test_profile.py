@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from layer_table_cases import tables
 
@@ -64,6 +65,12 @@ STEPS = StepsRecord(
     residuals={"1 decodes": {"median": 0.02}},
     measured={"date": "today"},
 )
+
+
+def replace_steps(**changes: object) -> StepsRecord:
+    return msgspec.structs.replace(STEPS, **changes)
+
+
 SHAPE = BatchShape(num_decodes=4, decode_context=400)
 
 
@@ -188,6 +195,18 @@ def test_a_model_of_ones_own_joins_by_its_shape() -> None:
             '{"toy": {"num_layers": 0, "layer_bytes": 1, "activation_bytes": 1}}',
             r"toy: num_layers=0: give 1 to 10000",
         ),
+        *(
+            (
+                '{"toy": {"num_layers": 8, "layer_bytes": 1, "activation_bytes": 1, "planning": '
+                f"{planning}}}}}",
+                f"toy: planning: {fault}",
+            )
+            for planning, fault in (
+                ('{"longest_input": 0}', "longest_input=0: give 1 token or more"),
+                ('{"mean_input": 0}', "mean_input=0.0: give 1 token or more"),
+                ('{"start_speed": {"T4": -1}}', "start_speed: T4=-1.0: give more than 0"),
+            )
+        ),
         ('{"../a": {"num_layers": 8, "layer_bytes": 1, "activation_bytes": 1}}', "no name of a"),
         ("{", "Input data was truncated"),
     ],
@@ -196,6 +215,26 @@ def test_a_broken_model_file_is_one_line(tmp_path: Path, text: str, fault: str) 
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(ConfigError, match=fault):
         Profile.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "fault"),
+    [
+        (replace_steps(memory_bytes=-1.0), "memory_bytes=-1.0: give 0 or more"),
+        (replace_steps(host=HostCost(step_s=-1.0, request_s=0.0)), "host.step_s=-1.0: give 0"),
+        (
+            replace_steps(capacity=[Capacity(tp=1, pp=1, max_num_tokens=-5)]),
+            r"capacity: .*max_num_tokens=-5.*: give 1 or more",
+        ),
+        (
+            replace_steps(fitted={1: msgspec.structs.replace(FIT, head_layers=-8.0)}),
+            r"fitted\[1\].head_layers=-8.0: give 0 or more",
+        ),
+    ],
+)
+def test_steps_that_no_device_takes_are_one_line(steps: StepsRecord, fault: str) -> None:
+    with pytest.raises(ConfigError, match=f"made up: toy on t4: {fault}"):
+        Profile(models={"toy": ModelRecord.of(FACTS)}, steps={("toy", "t4"): steps}, name="made up")
 
 
 def test_a_profile_is_found_by_path_or_name(tmp_path: Path) -> None:

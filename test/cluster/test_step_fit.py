@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from chitu_like.cluster.cost_model import BatchShape
@@ -40,6 +41,13 @@ def test_distserve_decodes_change_coefficients_at_the_threshold(
     assert inner.seconds(shape) == pytest.approx(expected_ms / 1e3)
     first = DistServeStep(fit=DISTSERVE, pp=4)
     assert first.seconds(shape) == pytest.approx((expected_ms + 2 + 1e-4 * 5000) / 1e3)
+
+
+def test_a_line_below_zero_takes_no_time() -> None:
+    fit = msgspec.structs.replace(DISTSERVE, decoding_smallbs=(-50.0, 0.0, 1.0))
+    step = DistServeStep(fit=fit, is_first=False)
+    assert step.seconds(BatchShape(num_decodes=2, decode_context=20)) == 0.0
+    assert step.seconds(BatchShape(num_decodes=60, decode_context=20)) == pytest.approx(0.01)
 
 
 def test_an_empty_batch_costs_nothing() -> None:
@@ -129,6 +137,7 @@ def test_a_fit_that_is_no_curve_is_one_line() -> None:
     good = Terms(constant_s=0.1, tokens=((1.0, 0.0),))
     for terms, fault in (
         (Terms(constant_s=0.1, tokens=((2.0, 0.0), (1.0, 0.0))), r"mixed\.tokens: 2 stands before"),
+        (Terms(constant_s=0.1, tokens=((1.0, 0.1), (2.0, 0.0))), r"mixed\.tokens: 0\.1 s at 1"),
         (Terms(constant_s=-1, tokens=((1.0, 0.0),)), r"mixed\.constant_s=-1"),
     ):
         fit = StepFit(decodes=good, mixed=terms, most_tokens=1, most_decodes=1)
