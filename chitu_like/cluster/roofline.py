@@ -130,21 +130,39 @@ class RooflineStep:
         self._q, self._kv_bytes = q, 2 * kv * size
         self._reduce = figures.all_reduce[tp] if tp > 1 else None
         self._sent_share = 2 * (tp - 1) / tp
+        self._parts: dict[int, tuple[float, float, float]] = {}
+        self._head_s: dict[int, float] = {}
 
     def seconds(self, shape: BatchShape) -> float:
         """See StepCost."""
         tokens = shape.num_prefill_tokens + shape.num_decodes
         if not tokens:
             return 0.0
-        layer_s = sum(self._product_s(tokens, n, k) for n, k in self._products)
-        layer_s += self._attention_s(shape) + self._small_s(tokens)
-        if self._reduce is not None:
-            sent = self._sent_share * tokens * self._hidden * self._size
-            layer_s += 2 * self._reduce.seconds(0, sent)
+        products_s, small_s, reduce_s = self._parts.get(tokens) or self._remember_parts(tokens)
+        layer_s = products_s + (self._attention_s(shape) + small_s) + reduce_s
         head_s = 0.0
         if self._is_last:
-            head_s = self._product_s(shape.num_chunks + shape.num_decodes, *self._head)
+            rows = shape.num_chunks + shape.num_decodes
+            head_s = self._head_s.get(rows) or self._remember_head(rows)
         return self._num_layers * layer_s + head_s
+
+    def _remember_parts(self, tokens: int) -> tuple[float, float, float]:
+        """A layer's products, small kernels and reductions: they hang on the number of tokens alone.
+
+        A batch has few enough tokens for each number to be worked out once.
+        """
+        products_s = sum(self._product_s(tokens, n, k) for n, k in self._products)
+        reduce_s = 0.0
+        if self._reduce is not None:
+            sent = self._sent_share * tokens * self._hidden * self._size
+            reduce_s = 2 * self._reduce.seconds(0, sent)
+        parts = self._parts[tokens] = products_s, self._small_s(tokens), reduce_s
+        return parts
+
+    def _remember_head(self, rows: int) -> float:
+        """The head for so many tokens to be sampled."""
+        head_s = self._head_s[rows] = self._product_s(rows, *self._head)
+        return head_s
 
     def _product_s(self, m: int, n: int, k: int) -> float:
         return self._figures.gemm.seconds(2 * m * n * k, (m * k + k * n + m * n) * self._size)
@@ -152,7 +170,8 @@ class RooflineStep:
     def _attention_s(self, shape: BatchShape) -> float:
         seconds = 0.0
         if tokens := shape.num_prefill_tokens:
-            num_bytes = tokens * (2 * self._q * self._size + self._kv_bytes)
+            num_bytes = 2 * tokens * self._q * self._size
+            num_bytes += (shape.prefill_context + tokens) * self._kv_bytes
             seconds += self._figures.prefill.seconds(4 * shape.prefill_pairs * self._q, num_bytes)
         if shape.num_decodes:
             context = shape.decode_context

@@ -1,5 +1,8 @@
 """The roofline by hand, and that helix's figures in config are those of PLANNING."""
 
+import dataclasses
+
+import msgspec
 import pytest
 
 from chitu_like.cluster.cost_model import BatchShape
@@ -59,6 +62,16 @@ def test_decodes_read_the_cache() -> None:
     read = (100 * 2 * 16 + 3 * 2 * 64) * 2 / 1e6
     step = RooflineStep(FIGURES, SPEC, num_layers=1, is_last=False)
     assert step.seconds(DECODES) == pytest.approx(matrices(3) + read)
+
+
+def test_a_chunk_reads_what_stands_before_it() -> None:
+    slow = msgspec.structs.replace(PREFILL, bytes_per_s=1e6, flops_per_s=1e30)
+    step = RooflineStep(
+        msgspec.structs.replace(FIGURES, prefill=slow), SPEC, num_layers=1, is_last=False
+    )
+    chunk = dataclasses.replace(PROMPT, prefill_pairs=55 + 10 * 500, prefill_context=500)
+    alone, behind = step.seconds(PROMPT), step.seconds(chunk)
+    assert behind - alone == pytest.approx(500 * 2 * 16 * 2 / 1e6)
 
 
 def test_two_devices_halve_the_matrices_and_reduce_twice_a_layer() -> None:
