@@ -75,8 +75,8 @@ class Instance:
 
     # DecodePeer
 
-    def offer(self, prefilled: Prefilled, source: str) -> None:
-        self.to.send(lambda: self.receiver.offer(prefilled, source))
+    def offer(self, prefilled: Prefilled, source: str, number: int) -> None:
+        self.to.send(lambda: self.receiver.offer(prefilled, source, number))
 
     def abort(self, request_id: str) -> None:
         self.to.send(lambda: self.receiver.abort(request_id))
@@ -110,17 +110,17 @@ class Instance:
 
     # Front
 
-    def pulling(self, decode: str, request_id: str) -> None:
-        self.back.send(lambda: self.world.coordinator.pulling(decode, request_id))
+    def pulling(self, request_id: str, offer: int) -> None:
+        self.back.send(lambda: self.world.coordinator.pulling(request_id, offer))
 
-    def pulled(self, decode: str, request_id: str) -> None:
-        self.back.send(lambda: self.world.coordinator.pulled(decode, request_id))
+    def pulled(self, request_id: str, offer: int) -> None:
+        self.back.send(lambda: self.world.coordinator.pulled(request_id, offer))
 
-    def pull_failed(self, decode: str, request_id: str) -> None:
-        self.back.send(lambda: self.world.coordinator.pull_failed(decode, request_id))
+    def pull_failed(self, request_id: str, offer: int) -> None:
+        self.back.send(lambda: self.world.coordinator.pull_failed(request_id, offer))
 
-    def refused(self, decode: str, request_id: str, reason: str) -> None:
-        self.back.send(lambda: self.world.coordinator.refused(decode, request_id, reason))
+    def refused(self, request_id: str, offer: int, reason: str) -> None:
+        self.back.send(lambda: self.world.coordinator.refused(request_id, offer, reason))
 
 
 class World:

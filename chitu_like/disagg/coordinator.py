@@ -34,8 +34,8 @@ class PrefillPeer(Protocol):
 class DecodePeer(Protocol):
     """A decode instance: its Receiver."""
 
-    def offer(self, prefilled: Prefilled, source: str) -> None:
-        """Let it pull a request when it has room."""
+    def offer(self, prefilled: Prefilled, source: str, number: int) -> None:
+        """Let it pull a request when it has room; its news of it bear the number."""
         ...
 
     def abort(self, request_id: str) -> None:
@@ -86,10 +86,13 @@ class Coordinator:
                 self._offer(handoff)
 
     def drain(self, name: str) -> None:
-        """An instance gets nothing new; what it was offered and does not pull is offered elsewhere."""
+        """An instance gets nothing new; what it was offered and does not pull is offered elsewhere.
+
+        But for what it prefilled itself: it may have taken that already, and there is no other copy.
+        """
         self._draining |= {(name, False), (name, True)}
         for handoff in self._in_phase(Phase.BRIDGE):
-            if handoff.decode == name:
+            if name == handoff.decode != handoff.prefill:
                 self._offer(handoff)
 
     def is_idle(self, name: str) -> bool:
@@ -174,25 +177,25 @@ class Coordinator:
         self._enter(handoff, Phase.BRIDGE)
         self._offer(handoff)
 
-    def pulling(self, decode: str, request_id: str) -> None:
+    def pulling(self, request_id: str, offer: int) -> None:
         """A decode instance has begun to copy."""
-        if handoff := self._led_by(decode, request_id, Phase.BRIDGE):
+        if handoff := self._led_by(request_id, offer, Phase.BRIDGE):
             self._enter(handoff, Phase.PULL)
 
-    def pulled(self, decode: str, request_id: str) -> None:
+    def pulled(self, request_id: str, offer: int) -> None:
         """A decode instance has it all."""
-        if handoff := self._led_by(decode, request_id, Phase.PULL):
+        if handoff := self._led_by(request_id, offer, Phase.PULL):
             self._let_go(handoff)
             self._enter(handoff, Phase.DECODE)
 
-    def pull_failed(self, decode: str, request_id: str) -> None:
+    def pull_failed(self, request_id: str, offer: int) -> None:
         """A copy ended halfway."""
-        if handoff := self._led_by(decode, request_id, Phase.PULL):
-            self._back_to_bridge(handoff, f"its blocks could not be copied to {decode}")
+        if handoff := self._led_by(request_id, offer, Phase.PULL):
+            self._back_to_bridge(handoff, f"its blocks could not be copied to {handoff.decode}")
 
-    def refused(self, decode: str, request_id: str, reason: str) -> None:
+    def refused(self, request_id: str, offer: int, reason: str) -> None:
         """A decode instance can never run it."""
-        if handoff := self._led_by(decode, request_id, Phase.BRIDGE):
+        if handoff := self._led_by(request_id, offer, Phase.BRIDGE):
             self._fail(handoff, reason)
 
     def speaks_for(self, name: str, request_id: str) -> bool:
@@ -233,10 +236,11 @@ class Coordinator:
         self._weigh(handoff, -1)
         handoff.decode = name
         self._weigh(handoff, 1)
+        handoff.num_offers += 1  # where there is nobody, too: the one before is withdrawn
         if name is not None:
             if handoff.prefilled is None or handoff.prefill is None:
                 raise RuntimeError(f"{request_id} is offered before it was prefilled")
-            self._decodes[name].offer(handoff.prefilled, handoff.prefill)
+            self._decodes[name].offer(handoff.prefilled, handoff.prefill, handoff.num_offers)
 
     def _least_loaded(self, names: Iterable[str], *, is_decode: bool) -> str | None:
         serving = [name for name in names if (name, is_decode) not in self._draining]
@@ -244,7 +248,8 @@ class Coordinator:
 
     def _back_to_bridge(self, handoff: Handoff, reason: str) -> None:
         """Its blocks are still at the prefill instance: another decode instance may pull them."""
-        if handoff.num_pulls >= self._leases.max_pulls:
+        has_other_copy = handoff.decode != handoff.prefill
+        if handoff.num_pulls >= self._leases.max_pulls or not has_other_copy:
             self._fail(handoff, reason)
             return
         if handoff.phase is Phase.PULL:
@@ -256,14 +261,14 @@ class Coordinator:
         self._on_failed(handoff.message.request_id, reason)
 
     def _leave(self, handoff: Handoff) -> None:
-        """Take back whatever a request holds, and forget it."""
+        """Take back whatever a request holds, and forget it. Who would pull hears of it first."""
         request_id, phase = handoff.message.request_id, handoff.phase
+        if phase in AT_DECODE and handoff.decode in self._decodes:
+            self._decodes[handoff.decode].abort(request_id)
         if phase is Phase.PREFILL and handoff.prefill in self._prefills:
             self._prefills[handoff.prefill].abort(request_id)
         elif phase in AT_PREFILL:
             self._let_go(handoff)
-        if phase in AT_DECODE and handoff.decode in self._decodes:
-            self._decodes[handoff.decode].abort(request_id)
         self._forget(handoff)
 
     def _let_go(self, handoff: Handoff) -> None:
@@ -286,10 +291,10 @@ class Coordinator:
         elif handoff.phase in AT_DECODE:
             self._loads[handoff.decode, True] += sign * handoff.num_prompt_tokens
 
-    def _led_by(self, decode: str, request_id: str, phase: Phase) -> Handoff | None:
-        """The record that news from a decode instance is about, unless it is out of date."""
+    def _led_by(self, request_id: str, offer: int, phase: Phase) -> Handoff | None:
+        """The record that news of an offer is about, unless it is out of date."""
         handoff = self._handoffs.get(request_id)
-        if handoff is None or (handoff.phase, handoff.decode) != (phase, decode):
+        if handoff is None or (handoff.phase, handoff.num_offers) != (phase, offer):
             return None
         return handoff
 

@@ -76,6 +76,7 @@ class Handoff:
         prefill: the instance that computes its prompt; None while it waits for one.
         decode: the instance it was offered to; None where there was none.
         prefilled: set from BRIDGE on.
+        num_offers: how often it was offered; news of an earlier offer are out of date.
         num_pulls: copies begun.
         deadline_s: when the lease of this phase ends.
     """
@@ -84,6 +85,7 @@ class Handoff:
         "deadline_s",
         "decode",
         "message",
+        "num_offers",
         "num_pulls",
         "phase",
         "prefill",
@@ -96,6 +98,7 @@ class Handoff:
         self.prefill: str | None = None
         self.decode: str | None = None
         self.prefilled: Prefilled | None = None
+        self.num_offers = 0
         self.num_pulls = 0
         self.deadline_s = deadline_s
 

@@ -37,21 +37,21 @@ class Mover(Protocol):
 
 
 class Front(Protocol):
-    """Who is told how pulls go: the coordinator."""
+    """Who is told, of each offer by its number, how it goes: the coordinator."""
 
-    def pulling(self, decode: str, request_id: str) -> None:
+    def pulling(self, request_id: str, offer: int) -> None:
         """Blocks are set aside and a copy has begun."""
         ...
 
-    def pulled(self, decode: str, request_id: str) -> None:
+    def pulled(self, request_id: str, offer: int) -> None:
         """The copy is complete: the prefill instance may free its blocks."""
         ...
 
-    def pull_failed(self, decode: str, request_id: str) -> None:
+    def pull_failed(self, request_id: str, offer: int) -> None:
         """The copy ended halfway, and what was set aside for it is free."""
         ...
 
-    def refused(self, decode: str, request_id: str, reason: str) -> None:
+    def refused(self, request_id: str, offer: int, reason: str) -> None:
         """The request can never run here."""
         ...
 
@@ -60,11 +60,15 @@ class Front(Protocol):
 class _Offer:
     prefilled: Prefilled
     source: str
+    number: int
     offered_s: float
 
 
 class Receiver:
     """Offers in, pulls out. First come, first pulled: a large one is not passed by small ones.
+
+    But what this instance prefilled itself is taken first: it holds its blocks already, and while it
+    waited behind one that lacks those blocks, neither could go on.
 
     Args:
         name: of this instance.
@@ -94,7 +98,7 @@ class Receiver:
         self._clock = clock
         self._max_landed_share = max_landed_share
         self._offers: OrderedDict[str, _Offer] = OrderedDict()
-        self._pulls: set[str] = set()
+        self._pulls: dict[str, int] = {}  # request id to number of its offer
         self._stopping: set[str] = set()
 
     @property
@@ -107,45 +111,56 @@ class Receiver:
         """Copies that have begun and not ended, those given up included."""
         return len(self._pulls) + len(self._stopping)
 
-    def offer(self, prefilled: Prefilled, source: str) -> None:
+    def offer(self, prefilled: Prefilled, source: str, number: int) -> None:
         """Let a request wait to be pulled from `source`."""
-        offer = _Offer(prefilled=prefilled, source=source, offered_s=self._clock())
-        self._offers[prefilled.request_id] = offer
+        self._offers[prefilled.request_id] = _Offer(
+            prefilled=prefilled, source=source, number=number, offered_s=self._clock()
+        )
 
     def pull(self) -> None:
         """Begin the copies for which there is room now: to be called after every step."""
+        for offer in [o for o in self._offers.values() if o.source == self.name]:
+            self._take(offer, self._keep)
         while self._offers and self._accepts():
-            request_id, offer = next(iter(self._offers.items()))
-            if request_id in self._stopping:
-                return  # its earlier blocks are still written; soon it is as good as new
-            try:
-                has_room = self._begin(offer)
-            except CapacityError as error:
-                del self._offers[request_id]
-                self._front.refused(self.name, request_id, str(error))
-                continue
-            if not has_room:
+            if not self._take(next(iter(self._offers.values())), self._begin):
                 return
-            del self._offers[request_id]
+
+    def _take(self, offer: _Offer, take: Callable[[_Offer], bool]) -> bool:
+        """Whether an offer waits no longer: there was room for it, or there never will be."""
+        request_id = offer.prefilled.request_id
+        if request_id in self._stopping:
+            return False  # its earlier blocks are still written; soon it is as good as new
+        try:
+            if not take(offer):
+                return False
+        except CapacityError as error:
+            self._front.refused(request_id, offer.number, str(error))
+        self._offers.pop(request_id, None)  # who refuses it may have withdrawn it
+        return True
+
+    def _keep(self, offer: _Offer) -> bool:
+        """Go on with what this instance prefilled; False where it lacks a block now."""
+        request_id = offer.prefilled.request_id
+        if not self._scheduler.keep(request_id):
+            return False
+        self._front.pulling(request_id, offer.number)
+        self._front.pulled(request_id, offer.number)
+        return True
 
     def _begin(self, offer: _Offer) -> bool:
         """Start one copy; False where there is no room for it now."""
+        if offer.source == self.name:
+            return False
         request_id = offer.prefilled.request_id
-        if offer.source == self.name:  # it was a prefill instance when this request came
-            if not self._scheduler.keep(request_id):
-                return False
-            self._front.pulling(self.name, request_id)
-            self._front.pulled(self.name, request_id)
-            return True
         request = offer.prefilled.to_request(offer.offered_s)
         missing = self._scheduler.reserve(request)
         if missing is None:
             return False
-        self._pulls.add(request_id)
+        self._pulls[request_id] = offer.number
         own = self._scheduler.prompt_blocks(request)
         pairs = [(offer.prefilled.block_ids[i], own[i]) for i in missing]
         self._mover.start(request_id, offer.source, pairs)
-        self._front.pulling(self.name, request_id)
+        self._front.pulling(request_id, offer.number)
         return True
 
     def moved(self, request_id: str) -> None:
@@ -153,23 +168,22 @@ class Receiver:
         if request_id in self._stopping:
             self.stopped(request_id)
             return
-        self._pulls.remove(request_id)
+        number = self._pulls.pop(request_id)
         self._scheduler.land(request_id)
-        self._front.pulled(self.name, request_id)
+        self._front.pulled(request_id, number)
 
     def stopped(self, request_id: str) -> None:
         """A copy was given up or broke, and nothing is written any more."""
         self._scheduler.let_go(request_id)
-        if request_id in self._pulls:
-            self._pulls.remove(request_id)
-            self._front.pull_failed(self.name, request_id)
+        number = self._pulls.pop(request_id, None)
+        if number is not None:
+            self._front.pull_failed(request_id, number)
         self._stopping.discard(request_id)
 
     def abort(self, request_id: str) -> None:
         """Forget a request wherever it stands here; unknown ids are ignored."""
         self._offers.pop(request_id, None)
-        if request_id in self._pulls:
-            self._pulls.remove(request_id)
+        if self._pulls.pop(request_id, None) is not None:
             self._stopping.add(request_id)  # its blocks are still written
             self._mover.stop(request_id)
         self._scheduler.abort(request_id)

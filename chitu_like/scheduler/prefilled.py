@@ -15,7 +15,8 @@ class Prefilled(msgspec.Struct, frozen=True):
 
     Attributes:
         request_id, prompt_token_ids, params, eos_token_ids, seed: as in Request.
-        output_token_ids: the first token of the answer; its keys and values are not computed yet.
+        output_token_ids: the answer so far, one token unless it was preempted with it under way. Their
+            keys and values do not cross.
         max_output_tokens: of the whole answer.
         block_ids: blocks of the prefill instance, in order, that hold the prompt's keys and values.
         num_cached_tokens: prompt tokens that the prefix cache spared.

@@ -163,7 +163,7 @@ class Scheduler:
     # Requests cross from one instance to another
 
     def take_handed_off(self) -> list[Request]:
-        """Those with a first token that another instance is to decode, once each.
+        """Those whose prompts are through and that another instance is to decode, once each.
 
         They are not open any more; their blocks are kept until `let_go`.
         """
@@ -188,6 +188,9 @@ class Scheduler:
             CapacityError: it can never run here, or its id is open already.
         """
         self.limits.check_size(request, self.blocks)
+        earlier = self._open.get(request.request_id)
+        if earlier is not None and earlier.is_finished:
+            return None  # aborted here, and still part of a batch in flight
         self._check_is_new(request)
         if not self._fits(request):
             self.blocks.free(request)  # the names of its blocks
@@ -206,14 +209,14 @@ class Scheduler:
         Returns: False where it lacks one more block now.
 
         Raises:
-            CapacityError: its answer is too long for this instance.
+            CapacityError: its answer is too long for this instance; it still crosses.
         """
         request = self._crossing[request_id]
-        if not self.blocks.extend(request, request.num_known_tokens):
-            return False
         request.max_output_tokens += request.num_tokens_elsewhere
         request.num_tokens_elsewhere = 0
         self.limits.check_size(request, self.blocks)
+        if not self.blocks.extend(request, request.num_known_tokens):
+            return False
         self.land(request_id)
         return True
 
@@ -531,10 +534,13 @@ class Scheduler:
                 request.stop_token_id = token_id
             self._finish(request, FinishReason.STOP)
         elif num_tokens >= request.max_output_tokens:
-            if request.num_tokens_elsewhere:
-                self._hand_off(request)
-            else:
+            if not request.num_tokens_elsewhere:
                 self._finish(request, FinishReason.LENGTH)
+            elif request.state is RequestState.RUNNING:
+                self._hand_off(request)
+            else:  # preempted since, its blocks are gone: it comes through here again, for one more
+                request.max_output_tokens += 1
+                request.num_tokens_elsewhere -= 1
 
     def _hand_off(self, request: Request) -> None:
         """Its part here is done; its blocks stay. No batch in flight names it: a length is foreseen."""

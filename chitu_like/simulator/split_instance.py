@@ -90,9 +90,9 @@ class SplitInstance:
         self.instance.engine.let_go(request_id)
         self.instance.wake()
 
-    def offer(self, prefilled: Prefilled, source: str) -> None:
+    def offer(self, prefilled: Prefilled, source: str, number: int) -> None:
         """See DecodePeer."""
-        self._receiver.offer(prefilled, source)
+        self._receiver.offer(prefilled, source, number)
         self._clock.after(0.0, self._pull)
 
     def abort(self, request_id: str) -> None:

@@ -11,6 +11,7 @@ from fake_executor import expected_output
 from chitu_like.core.sampling_params import SamplingParams
 from chitu_like.disagg.handoff import AT_PREFILL, NEXT, Handoff, Leases, Phase
 from chitu_like.engine.messages import AddRequest
+from chitu_like.scheduler.policy import SORT_KEYS
 
 LONG = Leases(waiting_s=1e6, prefill_s=1e6, bridge_s=1e6, pull_s=1e6)
 PROMPT = list(range(9))
@@ -23,6 +24,16 @@ def check_nothing_is_held(world: World) -> None:
             assert instance.rig.blocks.usage == 0.0, instance.name
             assert instance.rig.scheduler.num_crossing == 0, instance.name
     assert world.coordinator.num_open == 0
+
+
+def check_answers(world: World, asked: dict[str, tuple[list[int], int]], aborted: set[str]) -> None:
+    """Every token heard was right, and all of them were, unless somebody was told why not."""
+    for name, (prompt, num_tokens) in asked.items():
+        expected = expected_output(prompt, num_tokens)
+        tokens = world.tokens.get(name, [])
+        assert tokens == expected[: len(tokens)], name
+        whole = name in world.ended and tokens == expected
+        assert whole or name in world.failed or name in aborted, name
 
 
 def two_and_two(leases: Leases, rng: random.Random, break_rate: float = 0.0) -> World:
@@ -81,12 +92,44 @@ def test_aborts_broken_copies_leases_and_lost_peers_leak_nothing(seed: int):
             if len(alive) > 2:
                 world.lose(rng.choice(alive))
     world.run(rng)
-    for name, (prompt, num_tokens) in asked.items():
-        expected = expected_output(prompt, num_tokens)
-        tokens = world.tokens.get(name, [])
-        assert tokens == expected[: len(tokens)], name
-        whole = name in world.ended and tokens == expected
-        assert whole or name in world.failed or name in aborted, name
+    check_answers(world, asked, aborted)
+    check_nothing_is_held(world)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_roles_that_change_under_any_policy_leak_nothing(seed: int):
+    """Offers are withdrawn and made again while news of earlier ones are late."""
+    rng = random.Random(seed)
+    world = World(Leases(pull_s=rng.choice([40, 400])), break_rate=0.05)
+    for name in ("p0", "p1", "d0", "d1"):
+        join = world.add_prefill if name.startswith("p") else world.add_decode
+        join(
+            name,
+            policy=rng.choice(list(SORT_KEYS)),
+            num_blocks=rng.choice([18, 64]),
+            max_in_flight=rng.choice([1, 2, 3]),
+            num_host_blocks=rng.choice([0, 32]),
+            max_reqs=rng.choice([1, 8]),
+        )
+    asked: dict[str, tuple[list[int], int]] = {}
+    aborted: set[str] = set()
+    for i in range(30):
+        prompt = [rng.randrange(3) for _ in range(rng.randint(1, 30))]
+        asked[f"r{i}"] = (prompt, rng.randint(1, 20))
+        world.add(f"r{i}", prompt, max_tokens=asked[f"r{i}"][1], priority=rng.randint(0, 5))
+        for _ in range(rng.randint(0, 60)):
+            world.turn(rng)
+        if rng.random() < 0.15:
+            aborted.add(f"r{i}")
+            world.coordinator.abort(f"r{i}")
+        if rng.random() < 0.2:
+            instance = rng.choice(list(world.instances.values()))
+            world.coordinator.drain(instance.name)
+            coordinator = world.coordinator
+            join_as = rng.choice([coordinator.add_prefill, coordinator.add_decode])
+            join_as(instance.name, instance)
+    world.run(rng)
+    check_answers(world, asked, aborted)
     check_nothing_is_held(world)
 
 
@@ -254,3 +297,41 @@ def test_a_step_that_no_crossing_takes_is_refused():
     handoff = Handoff(AddRequest("a", PROMPT, SamplingParams()), 0.0)
     with pytest.raises(RuntimeError, match="cannot go from waiting to decode"):
         handoff.enter(Phase.DECODE, 0.0)
+
+
+def test_an_abort_reaches_a_receiver_before_the_blocks_it_would_keep_are_let_go():
+    """An instance that changed its role may step between the two messages."""
+    rng = random.Random(0)
+    world = World(LONG)
+    both = world.add_prefill("p", num_blocks=8, block_size=4, prefix_caching=0, max_seq_len=32)
+    world.add("a", [1] * 12, max_tokens=9)
+    while world.coordinator.phase("a") is not Phase.BRIDGE:
+        world.turn(rng)
+    world.coordinator.add_decode("p", both)
+    while both.receiver.num_offers == 0:
+        both.to.deliver()
+    world.coordinator.abort("a")
+    while both.to.queue:
+        both.to.deliver()
+        both.step()
+    world.run(rng)
+    check_nothing_is_held(world)
+
+
+def test_an_instance_keeps_its_own_although_one_that_lacks_their_blocks_came_first():
+    """Otherwise neither could go on."""
+    rng = random.Random(0)
+    world = World(LONG)
+    world.add_prefill("p")
+    world.add("large", [7] * 30, max_tokens=3)
+    world.coordinator.drain("p")
+    both = world.add_prefill("both", num_blocks=12, block_size=4, prefix_caching=0, max_seq_len=40)
+    for i in range(2):
+        world.add(f"own{i}", [i] * 13, max_tokens=3)
+    while world.coordinator.count(Phase.BRIDGE) < 3:
+        world.turn(rng)
+    world.coordinator.add_decode("both", both)
+    world.run(rng)
+    assert world.failed == {}
+    assert world.tokens["own1"] == expected_output([1] * 13, 3)
+    check_nothing_is_held(world)

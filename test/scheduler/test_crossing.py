@@ -168,3 +168,39 @@ def test_a_preempted_request_that_crossed_is_recomputed_here_without_new_prompt_
     assert source.tokens["a"] + target.tokens["a"] == expected_output(PROMPT, 14)
     assert len(source.prompt_logprobs["a"]) == len(PROMPT) - 1
     assert target.prompt_logprobs["a"] == []
+
+
+@pytest.mark.parametrize("num_host_blocks", [0, 64])
+@pytest.mark.parametrize("max_tokens", [2, 6])
+def test_one_that_is_outranked_while_its_first_token_is_under_way_crosses_later(
+    num_host_blocks: int, max_tokens: int
+):
+    """Its blocks are gone when the token comes: it is computed again, up to one token more."""
+    source = make_rig(
+        policy="request_preset", max_reqs=1, max_in_flight=2, num_host_blocks=num_host_blocks
+    )
+    target = make_rig()
+    prefill(source, "a", PROMPT, max_tokens=max_tokens, priority=5)
+    source.engine._fill()
+    prefill(source, "urgent", [3] * 5, max_tokens=1, priority=0)
+    source.run()
+    assert source.scheduler.num_preemptions == 1
+    for prefilled in source.engine.take_prefilled():
+        cross(source, target, prefilled)
+    target.run()
+    tokens = source.tokens["a"] + target.tokens.get("a", [])
+    assert tokens == expected_output(PROMPT, max_tokens)
+    assert source.ends.keys() | target.ends.keys() == {"a", "urgent"}
+    assert source.blocks.usage == target.blocks.usage == 0.0
+
+
+def test_one_that_ended_here_with_a_batch_under_way_may_soon_be_reserved_again():
+    """The lease of a copy ended as it landed: it is offered anew, and its batch is still computed."""
+    source, target = make_rig(), make_rig(max_in_flight=2)
+    prefilled = prefilled_on(source)
+    cross(source, target, prefilled)
+    target.engine._fill()
+    target.engine.abort("a")
+    assert target.scheduler.reserve(prefilled.to_request(0.0)) is None
+    target.run()
+    assert target.scheduler.reserve(prefilled.to_request(0.0)) is not None
