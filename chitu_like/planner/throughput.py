@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from chitu_like.cluster.cost_model import LayerTimes, ModelFacts
 from chitu_like.cluster.topology import Cluster, Node
 from chitu_like.core.errors import CapacityError, ConfigError
+
+_Figure = TypeVar("_Figure", int, float)
 
 ROUNDS = 10
 """Of the fixed point; what ten leave open is far below what tables are measured to."""
@@ -25,7 +28,7 @@ SPARE_LAYERS = 1.2
 class TypicalLoad:
     """What is served, and rough figures of the devices to begin with.
 
-    A device without a figure gets one: 2/3 of the layers it holds at most as typical, all of them in a
+    Devices match without regard to case, as in profiles. One without a figure gets one: 2/3 of the layers it holds at most as typical, all of them in a
     small cluster, and the speed that one prompt and its answer have on it alone.
 
     Attributes:
@@ -87,8 +90,8 @@ class NodeThroughput:
     def max_layers(self, node: Node) -> int:
         """Layers that a node holds at most, by its profile and by its own memory; 0 where none fits."""
         # A memory of just so many layers holds them, whichever way the division rounds.
-        fit = int(self.load.weight_share * node.memory_bytes / self.model.layer_bytes * (1 + 1e-9))
-        return min(fit, len(self.tokens_per_s[node.device]))
+        fit = self.load.weight_share * node.memory_bytes / self.model.layer_bytes * (1 + 1e-9)
+        return int(min(fit, len(self.tokens_per_s[node.device])))
 
     def rates(self, node: Node) -> tuple[float, ...]:
         """Tokens a second of a node with 1, 2, ... as many layers as it holds."""
@@ -138,7 +141,7 @@ def node_throughput(
     point = _FixedPoint(
         num_layers=model.num_layers,
         load=load,
-        counts=counts,
+        counts={device: n for device, n in counts.items() if layer_times[device].max_layers > 0},
         layer_times={device: layer_times[device] for device in counts},
     )
     speed = point.start_speed
@@ -159,7 +162,14 @@ def node_throughput(
 
 @dataclass(frozen=True, kw_only=True)
 class _FixedPoint:
-    """Speeds (tokens x layers a second of each device) that follow from themselves."""
+    """Speeds (tokens x layers a second of each device) that follow from themselves.
+
+    Attributes:
+        num_layers: of the model.
+        load: what is served.
+        counts: nodes of each device that holds a layer at all.
+        layer_times: device -> times of a layer.
+    """
 
     num_layers: int
     load: TypicalLoad
@@ -175,7 +185,7 @@ class _FixedPoint:
         """Layers that a device holds typically."""
         usual = {
             device: min(
-                self.load.typical_layers.get(device, max(1, round(2 / 3 * self.most(device)))),
+                _of(self.load.typical_layers, device) or max(1, round(2 / 3 * self.most(device))),
                 self.most(device),
             )
             for device in self.counts
@@ -184,7 +194,7 @@ class _FixedPoint:
             return usual
         return {
             device: min(
-                self.load.typical_layers_small.get(device, self.most(device)), self.most(device)
+                _of(self.load.typical_layers_small, device) or self.most(device), self.most(device)
             )
             for device in self.counts
         }
@@ -197,7 +207,7 @@ class _FixedPoint:
     def start_speed(self) -> Mapping[str, float]:
         """The first guess."""
         return {
-            device: self.load.start_speed.get(device) or self._speed_alone(device)
+            device: _of(self.load.start_speed, device) or self._speed_alone(device)
             for device in self.counts
         }
 
@@ -256,3 +266,8 @@ class _FixedPoint:
         elsewhere = (self.num_layers - num_layers) * total / self.held(self.typical)
         here = num_layers / speed[device]
         return here / (elsewhere + here)
+
+
+def _of(figures: Mapping[str, _Figure], device: str) -> _Figure | None:
+    """The figure of a device, however it is spelled."""
+    return next((figures[name] for name in figures if name.lower() == device.lower()), None)

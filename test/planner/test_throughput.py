@@ -99,12 +99,38 @@ def test_a_small_cluster_holds_more_than_is_typical():
     assert few.of("a", 4) > 0
 
 
+def test_figures_of_a_device_count_however_it_is_spelled():
+    load = TypicalLoad(
+        mean_input=100,
+        mean_output=50,
+        typical_layers={"A": 2, "B": 1},
+        typical_layers_small={"A": 1, "B": 2},
+        start_speed={"A": 1e-3},
+    )
+    times = {name: times_of(50_000, slower=1 + (name in "bB")) for name in "abAB"}
+    for count in (2, 5):
+        lower = node_throughput(cluster(a=count, b=2), MODEL, times, load)
+        upper = node_throughput(cluster(A=count, B=2), MODEL, times, load)
+        assert list(lower.tokens_per_s.values()) == list(upper.tokens_per_s.values())
+
+
+def test_a_device_that_holds_no_layer_is_left_aside():
+    times = {"a": times_of(50_000), "tiny": StraightTimes(0, max_layers=0)}
+    alone = node_throughput(cluster(a=5), MODEL, times, LOAD)
+    both = node_throughput(cluster(a=5, tiny=2), MODEL, times, LOAD)
+    assert both.tokens_per_s == {**alone.tokens_per_s, "tiny": ()}
+    assert both.max_layers(Node(name="t", device="tiny", memory_bytes=10e9)) == 0
+    with pytest.raises(CapacityError, match=r"holds 0 \(2 tiny x 0\)"):
+        node_throughput(cluster(tiny=2), MODEL, times, LOAD)
+
+
 def test_memory_and_profile_both_limit_the_layers_of_a_node():
     found = node_throughput(cluster(a=5), MODEL, {"a": times_of(50_000)}, LOAD)
     small = Node(name="a", device="a", memory_bytes=7e9)
     assert found.max_layers(small) == 3
     assert found.rates(small) == found.tokens_per_s["a"][:3]
-    assert found.max_layers(Node(name="a", device="a", memory_bytes=1e12)) == 4
+    for much in (1e12, float("inf")):
+        assert found.max_layers(Node(name="a", device="a", memory_bytes=much)) == 4
 
 
 def test_a_model_that_does_not_fit_is_one_line_saying_by_how_much():
