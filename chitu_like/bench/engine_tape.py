@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -51,7 +51,7 @@ class Tape:
         spans_s: (submitted, collected) of each step, on the engine's clock.
         waits_s: of each step, how long the host waited for it in vain.
         finished: every answered request, its times since the start.
-        elapsed_s: from the first arrival to the last answer.
+        elapsed_s: from what arrivals are counted from to the last answer.
     """
 
     max_in_flight: int
@@ -64,16 +64,21 @@ class Tape:
     elapsed_s: float = 0.0
 
     def measured(self) -> list[Measured]:
-        """Seconds of every batch whose end was seen: the host waited for it."""
+        """Seconds of every batch whose start and end were seen.
+
+        The end is where the host waited for it. The start is where it was submitted, or the end of the
+        batch before.
+        """
         found: list[Measured] = []
-        before_s = 0.0
+        before_s, before_is_seen = 0.0, True
         for batch, (start_s, end_s), wait_s in zip(
             self.batches, self.spans_s, self.waits_s, strict=True
         ):
-            if batch.num_reqs and (self.max_in_flight == 1 or wait_s > WAITED_S):
+            is_seen = self.max_in_flight == 1 or wait_s > WAITED_S
+            if batch.num_reqs and is_seen and (before_is_seen or start_s >= before_s):
                 seconds = end_s - max(start_s, before_s)
                 found.append(Measured(shape=BatchShape.of(batch), seconds=seconds))
-            before_s = end_s
+            before_s, before_is_seen = end_s, is_seen
         return found
 
 
@@ -203,6 +208,7 @@ class TapedInstance:
         tape = self._executor.tape = Tape(max_in_flight=self._executor.max_in_flight)
         engine, coming = self.engine, deque(arrivals)
         first_token_s: dict[str, float] = {}
+        num_tokens: Counter[str] = Counter()
         start_s = self._clock()
         while coming or engine.has_requests:
             while coming and coming[0][0] <= self._clock() - start_s:
@@ -217,9 +223,12 @@ class TapedInstance:
                 now_s = self._clock() - start_s
                 for delta in deltas:
                     first_token_s.setdefault(delta.request_id, now_s)
+                    num_tokens[delta.request_id] += len(delta.token_ids)
                     if delta.finish_reason is not None:
                         arrival = arrivals[int(delta.request_id)]
-                        tape.finished.append(_finished(arrival, first_token_s, delta, now_s))
+                        tape.finished.append(
+                            _finished(arrival, first_token_s, num_tokens, delta, now_s)
+                        )
         tape.elapsed_s = self._clock() - start_s
         return tape
 
@@ -231,6 +240,7 @@ class TapedInstance:
 def _finished(
     arrival: tuple[float, AddRequest],
     first_token_s: dict[str, float],
+    num_tokens: Counter[str],
     delta: RequestDelta,
     now_s: float,
 ) -> FinishedRequest:
@@ -243,7 +253,7 @@ def _finished(
         first_token_s=first_token_s.pop(delta.request_id),
         finished_s=now_s,
         input_len=len(message.prompt_token_ids),
-        output_len=message.params.max_tokens or 0,
+        output_len=num_tokens.pop(delta.request_id),
         num_cached_tokens=delta.num_cached_tokens,
     )
 
