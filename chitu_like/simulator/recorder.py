@@ -22,7 +22,7 @@ class FinishedRequest:
     Attributes:
         index: its place in the workload.
         arrival_s, first_token_s, finished_s: seconds of the simulation.
-        input_len, output_len: tokens.
+        input_len, output_len: tokens; the context may end an answer before what was planned.
         num_cached_tokens: of the prompt, which the prefix cache spared.
         place: the instance that answered last, or the route.
     """

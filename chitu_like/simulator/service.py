@@ -45,6 +45,7 @@ class _OpenRequest:
     request: PlannedRequest
     arrival_s: float
     first_token_s: float = math.nan
+    num_tokens: int = 0  # of its answer, so far
 
 
 class SimulatedService:
@@ -132,15 +133,15 @@ class SimulatedService:
     def _hear(self, number: int, deltas: list[RequestDelta]) -> None:
         """The news of a step. A delta for every token comes through here: nothing is done twice."""
         books, open_requests, now_s = self._books[number], self._open[number], self._clock.now_s
-        waiting = books.waiting
         num_tokens = 0
         for delta in deltas:
-            num_tokens += len(delta.token_ids)
-            if delta.request_id in waiting and delta.token_ids:
+            found, num_new = open_requests[delta.request_id], len(delta.token_ids)
+            if num_new and not found.num_tokens:
                 books.answered(delta.request_id)
-                found = open_requests[delta.request_id]
                 found.first_token_s = now_s
                 self._recorder.count("prompt_tokens", found.request.input_len)
+            found.num_tokens += num_new
+            num_tokens += num_new
             if delta.finish_reason is not None:
                 books.closed(delta.request_id)
                 self._end(number, open_requests.pop(delta.request_id), delta)
@@ -158,7 +159,7 @@ class SimulatedService:
                 first_token_s=found.first_token_s,
                 finished_s=self._clock.now_s,
                 input_len=found.request.input_len,
-                output_len=found.request.output_len,
+                output_len=found.num_tokens,
                 num_cached_tokens=delta.num_cached_tokens,
                 place=self.instances[number].name,
             )

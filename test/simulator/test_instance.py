@@ -32,6 +32,12 @@ def test_a_lone_request_takes_its_prompt_and_a_step_for_each_further_token(overl
     assert found.e2e_s == pytest.approx(1.5 + 4 * 0.5)
 
 
+def test_an_answer_that_the_context_ends_has_the_tokens_that_came() -> None:
+    shape = InstanceShape(stages=[LinearCost(step_s=1.0)], num_blocks=10, max_seq_len=16)
+    [found] = answered(requests_at([0.0], input_len=10, output_len=50), shape).values()
+    assert (found.output_len, found.tpot_s) == (6, 1.0)
+
+
 def test_those_who_come_together_are_prefilled_together() -> None:
     shape = instance_shape(LinearCost(step_s=1.0))
     found = answered(requests_at([0.0] * 8, output_len=3), shape)
