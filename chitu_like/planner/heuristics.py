@@ -37,7 +37,7 @@ def swarm(
         cluster: what there is.
         throughput: of its nodes.
         num_stages: the fewest whose layers the smallest node holds unless given. Where they do not
-            divide the layers, the first stages have one more. Nodes that cannot hold a stage are left out.
+            divide the layers, some stages have one more. Nodes that cannot hold a stage are left out.
 
     Raises: CapacityError where there are fewer nodes than stages.
     """
