@@ -12,8 +12,9 @@ class Signals:
 
     Attributes:
         waiting_prefill_tokens: prompt tokens that nobody has computed yet (W).
-        used_kv_tokens: tokens whose keys and values decode instances hold (U).
-        migrating_tokens: prompt tokens that wait to be pulled or are.
+        used_kv_tokens: tokens for whose keys and values decode instances hold blocks (U), those of a
+            copy that has begun included.
+        migrating_tokens: prompt tokens for which no decode instance had room yet.
     """
 
     waiting_prefill_tokens: float = 0.0

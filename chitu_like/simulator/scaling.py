@@ -161,8 +161,7 @@ class ScalingLoop:
             waiting_prefill_tokens=coordinator.num_tokens(Phase.WAITING)
             + coordinator.num_tokens(Phase.PREFILL),
             used_kv_tokens=sum(b.block_size * (b.num_blocks - b.num_free) for b in held),
-            migrating_tokens=coordinator.num_tokens(Phase.BRIDGE)
-            + coordinator.num_tokens(Phase.PULL),
+            migrating_tokens=coordinator.num_tokens(Phase.BRIDGE),
         )
 
     def _act(self, action: Action) -> None:

@@ -14,12 +14,13 @@ from chitu_like.autoscale.policy import Band, ScalingPolicy
 from chitu_like.cluster.cost_model import BatchShape
 from chitu_like.cluster.topology import Link
 from chitu_like.core.errors import ConfigError
+from chitu_like.disagg.handoff import Phase
 from chitu_like.simulator.clock import VirtualClock
-from chitu_like.simulator.disagg import Crossing, simulate_split
+from chitu_like.simulator.disagg import Crossing, SplitService, simulate_split
 from chitu_like.simulator.live_step import HelpedStep
-from chitu_like.simulator.recorder import FinishedRequest
+from chitu_like.simulator.recorder import FinishedRequest, Recorder
 from chitu_like.simulator.results import Results
-from chitu_like.simulator.scaling import Elasticity, simulate_scaling
+from chitu_like.simulator.scaling import Elasticity, ScalingLoop, simulate_scaling
 from chitu_like.simulator.service import Failure
 from chitu_like.simulator.workload import PlannedRequest
 
@@ -130,6 +131,22 @@ def test_lost_spots_are_replaced_and_nothing_else_is_lost(lost: list[int], is_li
     late = [request for request in found if request.arrival_s > 12.0]
     assert len(late) > 40
     assert not {request.place for request in late} & {f"s{number}" for number in lost}
+
+
+def test_a_request_on_its_way_is_counted_where_its_blocks_are_and_nowhere_else():
+    slow = replace(CROSSING, link=Link(source="any", target="other", bandwidth=1e3))
+    clock = VirtualClock()
+    recorder = Recorder(clock)
+    service = SplitService(clock, recorder, slow)
+    loop = ScalingLoop(clock, recorder, service, ELASTICITY)
+    (request,) = requests_at([0.0], input_len=100, output_len=8)
+    service.submit(request)
+    clock.run(5.0)
+    assert service.coordinator.count(Phase.PULL) == 1
+    signals = loop._signals()
+    block_size = ELASTICITY.shape.block_size
+    assert signals.used_kv_tokens == -(-101 // block_size) * block_size
+    assert signals.migrating_tokens == signals.waiting_prefill_tokens == 0
 
 
 def test_who_got_weights_through_a_lost_spot_begins_anew():
