@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ class StraightTimes:
     decode_token_s: float = 1 / 32
     num_kv_tokens: int = 1 << 20
     num_prompts: int = 4
+    num_prompt_tokens: float = math.inf
     num_decodes: int = 4
     max_layers: int = 8
 
@@ -34,6 +36,9 @@ class StraightTimes:
 
     def max_prompt_requests(self, num_layers: int) -> int:
         return self.num_prompts
+
+    def max_prompt_tokens(self, num_layers: int) -> float:
+        return self.num_prompt_tokens
 
     def max_decode_tokens(self, num_layers: int) -> int:
         return self.num_decodes

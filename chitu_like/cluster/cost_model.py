@@ -65,6 +65,10 @@ class LayerTimes(Protocol):
         """Prompts of one batch, at most."""
         ...
 
+    def max_prompt_tokens(self, num_layers: int) -> float:
+        """Tokens of the prompts of one batch, at most; inf where nothing but their number counts."""
+        ...
+
     def max_decode_tokens(self, num_layers: int) -> int:
         """Decodes of one batch, at most."""
         ...

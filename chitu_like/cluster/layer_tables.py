@@ -20,6 +20,8 @@ PROMPT_FILE, DECODE_FILE = "prompt_bs2time.csv", "decode_bs2time.csv"
 MACHINE_FILE = "machine.json"
 BLOCK_TOKENS = 16
 """Tokens of a KV block in these tables, whatever the engine's block_size."""
+LONGEST_PROMPT = 2048
+"""Tokens; so many times the prompts of a batch are the tokens that tables of prompts reach to."""
 MAX_ROWS = 1 << 20
 
 
@@ -116,6 +118,10 @@ class LayerTables:
     def max_prompt_requests(self, num_layers: int) -> int:
         """See LayerTimes."""
         return self._of_layers(self.machine.prompt_max_requests_by_layers, num_layers)
+
+    def max_prompt_tokens(self, num_layers: int) -> float:
+        """See LayerTimes."""
+        return LONGEST_PROMPT * self.max_prompt_requests(num_layers)
 
     def max_decode_tokens(self, num_layers: int) -> int:
         """See LayerTimes."""

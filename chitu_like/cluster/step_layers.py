@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from chitu_like.cluster.cost_model import BatchShape, ModelFacts, StepCost
@@ -71,6 +72,10 @@ class StepLayers:
     def max_prompt_requests(self, num_layers: int) -> int:
         """See LayerTimes."""
         return max(1, PROMPT_TOKENS // self.longest_input)
+
+    def max_prompt_tokens(self, num_layers: int) -> float:
+        """See LayerTimes."""
+        return math.inf
 
     def max_decode_tokens(self, num_layers: int) -> int:
         """See LayerTimes: as many as the cache holds, to a limit."""

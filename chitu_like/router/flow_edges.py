@@ -22,11 +22,6 @@ class NodeLoad(Protocol):
         ...
 
     @property
-    def num_waiting_prompts(self) -> int:
-        """Prompts among them."""
-        ...
-
-    @property
     def num_waiting_tokens(self) -> int:
         """Tokens of all of them: a prompt's all, a decode's one."""
         ...
@@ -39,13 +34,13 @@ class RoutedNode:
     Attributes:
         layers: that it holds.
         kv_tokens: whose keys and values fit, in each of these layers.
-        max_prompts: of one batch.
+        max_prompt_tokens: of one batch; longer prompts cannot go there.
         tokens_per_s: of full batches of decodes, through all of its layers.
     """
 
     layers: range
     kv_tokens: int
-    max_prompts: int
+    max_prompt_tokens: float
     tokens_per_s: float
 
 

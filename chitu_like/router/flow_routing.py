@@ -86,7 +86,6 @@ class MaxFlowRouter:
         nodes: those that hold layers.
         flow: tokens/s of each edge; edges without any, or with less than `min_share` of what leaves
             their source, are not used.
-        load_of: what a node reports now.
         kv: the estimate.
 
     Raises: ConfigError for a flow that does not lead from SOURCE to SINK.
@@ -97,12 +96,10 @@ class MaxFlowRouter:
         nodes: Mapping[str, RoutedNode],
         flow: Mapping[Ends, float],
         *,
-        load_of: Callable[[str], NodeLoad],
         kv: KVEstimate,
         min_share: float = 0.05,
     ) -> None:
         self._nodes = nodes
-        self._load_of = load_of
         self._kv = kv
         self._edges = out_edges(nodes, _main_edges(flow, min_share))
         self._room = {
@@ -125,8 +122,8 @@ class MaxFlowRouter:
                 if not self._num_open:
                     raise CapacityError(
                         f"a prompt of {num_input} tokens, and what its answer may take, fits no way "
-                        f"behind {at} even when nothing else is open: {self._kv.high_water} of the "
-                        "KV memory of the nodes there is too little"
+                        f"behind {at} even when nothing else is open: batches there take fewer prompt "
+                        f"tokens, or {self._kv.high_water} of the nodes' KV memory is too little"
                     )
                 return None
             edges.append(edge)
@@ -167,17 +164,18 @@ class MaxFlowRouter:
         chosen, least = None, float("inf")
         for edge in self._edges[at]:
             load = edge.load + num_input * edge.token_cost
-            if load < least and self._has_room_at(edge, tokens):
+            if load < least and self._takes(edge, num_input, tokens):
                 chosen, least = edge, load
         return chosen
 
-    def _has_room_at(self, edge: Edge, tokens: float) -> bool:
+    def _takes(self, edge: Edge, num_input: int, tokens: float) -> bool:
+        """Whether the prompt fits in a batch of the edge's target, and its KV in the room there."""
         name = edge.ends[1]
         if name == SINK:
             return True
-        if self._reserved[name] + tokens * edge.num_layers > self._room[name]:
+        if num_input > self._nodes[name].max_prompt_tokens:
             return False
-        return self._load_of(name).num_waiting_prompts <= self._nodes[name].max_prompts
+        return self._reserved[name] + tokens * edge.num_layers <= self._room[name]
 
     def _reserve(self, edges: Sequence[Edge], tokens: float) -> None:
         self._open_tokens += tokens
@@ -203,14 +201,14 @@ def make_flow_router(
         name: as users write it.
         nodes: those that hold layers.
         edges: for maxflow its flow in tokens/s; for the others whatever a request may pass.
-        load_of: what a node reports now.
+        load_of: what a node reports now; maxflow does not ask.
         kv: maxflow's estimate.
         seed: of what is drawn by lot.
 
     Raises: ConfigError if there is none, or the edges lead nowhere.
     """
     if name == "maxflow":
-        return MaxFlowRouter(nodes, edges, load_of=load_of, kv=kv)
+        return MaxFlowRouter(nodes, edges, kv=kv)
     others = {"swarm": SwarmRouter, "random": RandomRouter, "shortest_queue": ShortestQueueRouter}
     if name not in others:
         raise ConfigError(f"simulate.router={name}: use one of {', '.join(ROUTER_NAMES)}")

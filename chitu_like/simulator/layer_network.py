@@ -90,7 +90,7 @@ def routed_nodes(
         nodes[name] = RoutedNode(
             layers=layers,
             kv_tokens=times.kv_tokens(num_layers),
-            max_prompts=times.max_prompt_requests(num_layers),
+            max_prompt_tokens=times.max_prompt_tokens(num_layers),
             tokens_per_s=num_decodes / (num_layers * times.decode_s(num_decodes)),
         )
     return nodes

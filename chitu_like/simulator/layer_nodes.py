@@ -64,7 +64,7 @@ class LayerNode:
     """A node that runs batch after batch through the layers it holds.
 
     A batch starts at the layer where somebody waits longest, with all who wait there, first come first
-    served, up to a number of prompts and a number of decodes. At each layer further up where requests
+    served, up to a number of prompts, of their tokens and of decodes. At each layer further up where requests
     enter, those who wait join it as far as there is room. All leave behind the last layer.
 
     Args:
@@ -103,6 +103,7 @@ class LayerNode:
         self._prompt_s = functools.lru_cache(MEMO_SIZE)(times.prompt_s)
         self._decode_s = functools.lru_cache(MEMO_SIZE)(times.decode_s)
         self._max_prompts = times.max_prompt_requests(len(layers))
+        self._max_prompt_tokens = times.max_prompt_tokens(len(layers))
         self._max_decodes = times.max_decode_tokens(len(layers))
         ends = [*list(self.queues)[1:], layers.stop]
         self._pieces = [
@@ -118,11 +119,6 @@ class LayerNode:
     def num_waiting(self) -> int:
         """See NodeLoad."""
         return sum(len(queue.prompts) + len(queue.decodes) for queue in self.queues.values())
-
-    @property
-    def num_waiting_prompts(self) -> int:
-        """See NodeLoad."""
-        return sum(len(queue.prompts) for queue in self.queues.values())
 
     @property
     def num_waiting_tokens(self) -> int:
@@ -178,6 +174,9 @@ class LayerNode:
         """Tokens that join the batch."""
         before = self._prompt_tokens
         while waiting and self._num_prompts < self._max_prompts:
+            num_tokens = self._prompt_tokens + waiting[0].num_tokens
+            if self._num_prompts and num_tokens > self._max_prompt_tokens:
+                break
             prompt = waiting.popleft()
             self._batch.append(prompt)
             self._num_prompts += 1

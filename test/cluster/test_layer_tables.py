@@ -29,6 +29,7 @@ def test_what_fits_goes_by_layers() -> None:
     assert times.max_layers == 2
     assert times.kv_tokens(2) == 16 * 500
     assert (times.max_prompt_requests(1), times.max_decode_tokens(2)) == (3, 300)
+    assert times.max_prompt_tokens(1) == 3 * 2048
     for num_layers in (0, 3):
         with pytest.raises(ConfigError, match=f"{num_layers} layers do not fit: it holds 1 to 2"):
             times.kv_tokens(num_layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -27,6 +28,9 @@ class StraightTimes:
 
     def max_prompt_requests(self, num_layers: int) -> int:
         return 3
+
+    def max_prompt_tokens(self, num_layers: int) -> float:
+        return math.inf
 
     def max_decode_tokens(self, num_layers: int) -> int:
         return self.max_decodes

@@ -133,6 +133,9 @@ class PromptTimes:
     def max_prompt_requests(self, num_layers: int) -> int:
         return 1
 
+    def max_prompt_tokens(self, num_layers: int) -> float:
+        return math.inf
+
     def max_decode_tokens(self, num_layers: int) -> int:
         return 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -23,13 +23,15 @@ from chitu_like.router.flow_routing import (
 @dataclass
 class Load:
     num_waiting: int = 0
-    num_waiting_prompts: int = 0
     num_waiting_tokens: int = 0
 
 
 def node(start: int, stop: int, kv_tokens: int = 10**9, speed: float = 1.0) -> RoutedNode:
     return RoutedNode(
-        layers=range(start, stop), kv_tokens=kv_tokens, max_prompts=2, tokens_per_s=speed
+        layers=range(start, stop),
+        kv_tokens=kv_tokens,
+        max_prompt_tokens=4096,
+        tokens_per_s=speed,
     )
 
 
@@ -122,29 +124,27 @@ def test_many_small_edges_are_all_used() -> None:
     assert {names(whole_route(router, 10))[0] for _ in range(30)} == set(nodes)
 
 
-def test_a_target_with_more_waiting_prompts_than_a_batch_takes_is_skipped() -> None:
-    loads = {"a": Load(num_waiting_prompts=2)}
-    router = router_of(loads=loads)
-    assert names(whole_route(router, 10))[0] == "a"
-    loads["a"].num_waiting_prompts = 3
-    assert {names(whole_route(router, 10))[0] for _ in range(9)} == {"b"}
+def test_a_target_whose_batches_take_fewer_tokens_is_skipped() -> None:
+    nodes = {**NODES, "a": replace(NODES["a"], max_prompt_tokens=2048)}
+    router = router_of(nodes=nodes)
+    assert names(whole_route(router, 2048))[0] == "a"
+    assert {names(whole_route(router, 2049))[0] for _ in range(9)} == {"b"}
 
 
 def test_a_walk_that_fails_leaves_no_trace() -> None:
-    loads = {name: Load() for name in NODES}
-    disturbed, calm = router_of(loads=loads), router_of()
+    nodes = {name: replace(NODES[name], max_prompt_tokens=400) for name in NODES}
+    nodes |= {name: NODES[name] for name in "ab"}  # so that a walk fails only behind them
+    disturbed, calm = router_of(nodes=nodes), router_of()
     for number in range(60):
         if number % 3 == 2:
-            loads["c"].num_waiting_prompts = loads["d"].num_waiting_prompts = 9
             assert disturbed.begin(500) is None
-            loads["c"].num_waiting_prompts = loads["d"].num_waiting_prompts = 0
         assert names(whole_route(disturbed, 100)) == names(whole_route(calm, 100))
 
 
 def test_reservations_stay_under_the_high_water_mark_and_come_back() -> None:
     nodes = {name: node(n.layers.start, n.layers.stop, 1000) for name, n in NODES.items()}
     kv = KVEstimate(expected_output=50, output_ratio=0.5, high_water=0.75)
-    router = MaxFlowRouter(nodes, FLOW, load_of=lambda _: Load(), kv=kv)
+    router = MaxFlowRouter(nodes, FLOW, kv=kv)
     chance, live = random.Random(2), deque[Route]()
     num_refused = 0
     for _ in range(2000):
@@ -182,7 +182,7 @@ def test_a_feeder_has_room_up_to_its_mark_of_the_fullest_layer() -> None:
 def test_a_prompt_that_never_fits_is_told_in_one_line() -> None:
     nodes = {"a": node(0, 2, 100)}
     router = router_of(nodes=nodes, flow={(SOURCE, "a"): 1.0, ("a", SINK): 1.0})
-    with pytest.raises(CapacityError, match=r"a prompt of 76 tokens.*0.85 of the KV memory"):
+    with pytest.raises(CapacityError, match=r"a prompt of 76 tokens.*0.85 of the nodes' KV memory"):
         router.begin(76)
     assert router.begin(75) is not None
     assert router.begin(75) is None
@@ -229,7 +229,7 @@ def test_random_takes_each_next_node_alike() -> None:
 
 
 def test_shortest_queue_takes_the_node_with_fewest_waiting() -> None:
-    loads = {"a": Load(num_waiting=3, num_waiting_tokens=3), "b": Load(2, 0, 2000)}
+    loads = {"a": Load(num_waiting=3, num_waiting_tokens=3), "b": Load(2, 2000)}
     router = router_of("shortest_queue", loads=loads)
     assert names(whole_route(router, 10))[0] == "b"
     loads["b"].num_waiting = 4

@@ -118,6 +118,17 @@ def test_batches_are_filled_up_to_their_limits_first_come_first_served() -> None
     assert list(batches.values()) == [[0], [6, 7, 8, 1, 2], [9, 10, 11, 3, 4], [12, 13, 5]]
 
 
+def test_prompts_of_a_batch_have_a_limit_of_tokens_together() -> None:
+    world = World(StraightTimes(num_prompt_tokens=128), range(0, 1), [0])
+    world.send(0, 0.0, num_tokens=64)  # 1 s in which all others come
+    for index, num_tokens in enumerate((64, 64, 1, 200, 1), start=1):
+        world.send(index, index / 16, num_tokens=num_tokens)
+    batches: dict[float, list[int]] = {}
+    for index, time_s in world.run():
+        batches.setdefault(time_s, []).append(index)
+    assert list(batches.values()) == [[0], [1, 2], [3], [4], [5]]
+
+
 def test_those_who_enter_further_up_join_the_batch_as_it_passes() -> None:
     world = World(StraightTimes(), range(0, 4), [0, 3])
     world.send(0, 0.0, num_tokens=64)  # at layer 3 after 3 s
@@ -143,7 +154,7 @@ def test_queue_lengths_tell_who_waits() -> None:
     world.send(3, 1.0)
     world.clock.run(1.5)
     node = world.node
-    assert (node.num_waiting, node.num_waiting_prompts, node.num_waiting_tokens) == (3, 2, 51)
+    assert (node.num_waiting, node.num_waiting_tokens) == (3, 51)
     assert node.busy_s == 1.5
 
 
