@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from chitu_like.bench.result_files import write_json
+from chitu_like.cli.plan_simulation import BestFew
 from chitu_like.cli.planning_input import LayerProblem, read_problem, results_folder
 from chitu_like.cli.planning_output import RESULT_FILE, figures_table, placement_file
 from chitu_like.cluster.drawing import draw_cluster
@@ -34,13 +33,7 @@ from chitu_like.planner.local_search import (
 )
 from chitu_like.planner.milp import MilpLimits, MilpSolution, place_by_milp
 from chitu_like.planner.score import Score, Scorer
-from chitu_like.simulator.layer_service import simulate_layers
-from chitu_like.simulator.workload import PlannedRequest
 
-WARMUP_LIVES, WINDOW_LIVES = 1.5, 1.5
-"""Of an average request, that a simulation of one of the best few warms up and lasts: what is measured
-before the first answers are whole is prompts, not what a placement serves."""
-SHORTEST_S, LONGEST_S = 30.0, 600.0
 WARM_START_SHARE = 0.2
 """Of the time limit, in which local search finds what HiGHS begins from."""
 
@@ -93,17 +86,26 @@ def _search(problem: LayerProblem, config: PlanningConfig, console: Console) -> 
 
 
 def _local_search(problem: LayerProblem, config: PlanningConfig, console: Console) -> Found:
-    with _search_bar(console, config.plan.time_limit_s) as tell:
-        best = _anneal(problem, config, config.plan.time_limit_s, tell)
-    figures: dict[str, float | str] = {}
-    if best.simulated is not None:
+    plan = config.plan
+    with _search_bar(console, plan.time_limit_s) as tell:
+        best_few = BestFew(problem, plan, tell.simulation)
+        best = _anneal(
+            problem, config, best_few.search_s, tell, best_few if plan.num_simulated else None
+        )
+    figures = best_few.figures() if plan.num_simulated else {}
+    if best.simulated:
         figures["simulated_tokens_per_s"] = best.simulated
     return Found(placement=best.placement, figures=figures)
 
 
-def _anneal(problem: LayerProblem, config: PlanningConfig, time_s: float, tell: _Tell) -> Candidate:
+def _anneal(
+    problem: LayerProblem,
+    config: PlanningConfig,
+    time_s: float,
+    tell: _Tell,
+    simulate: BestFew | None = None,
+) -> Candidate:
     plan = config.plan
-    simulates = plan.method == "local_search" and plan.num_simulated > 0
     [best, *_] = local_search(
         problem.cluster,
         problem.model,
@@ -115,48 +117,10 @@ def _anneal(problem: LayerProblem, config: PlanningConfig, time_s: float, tell: 
             keep=max(1, plan.num_simulated),
         ),
         objective="flow" if plan.method == "milp" else plan.objective,
-        simulate=partial(_simulated_rate, problem, config, tell) if simulates else None,
+        simulate=simulate,
         progress=tell.search,
     )
     return best
-
-
-def _simulated_rate(
-    problem: LayerProblem,
-    config: PlanningConfig,
-    tell: _Tell,
-    placement: LayerPlacement,
-    flow: FlowResult,
-) -> float:
-    """Tokens a second of a short simulation, as many requests as fit; 0 for what serves nothing."""
-    if flow.max_flow <= 0:
-        return 0.0
-    tell.simulation()
-    load = problem.load
-    score = Scorer(problem.cluster, problem.throughput).score(flow, placement.held)
-    life_s = score.prompt_latency_s + load.mean_output * score.decode_latency_s
-    life_s = min(max(life_s, SHORTEST_S), LONGEST_S)
-    requests = (
-        PlannedRequest(
-            index=index,
-            arrival_s=0.0,
-            input_len=round(load.mean_input),
-            output_len=round(load.mean_output),
-        )
-        for index in itertools.count()
-    )
-    results = simulate_layers(
-        problem.cluster,
-        problem.model,
-        problem.layer_times,
-        placement,
-        flow.link_flow,
-        requests,
-        warmup_s=WARMUP_LIVES * life_s,
-        duration_s=WINDOW_LIVES * life_s,
-        seed=config.plan.seed,
-    )
-    return results["total_tokens_per_s"]
 
 
 def _milp(problem: LayerProblem, config: PlanningConfig, console: Console) -> Found:

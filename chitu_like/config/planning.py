@@ -63,7 +63,8 @@ class PlanSection(Section):
     )
     time_limit_s: float = setting(
         60.0,
-        "seconds that the search may take; simulating the best few (plan.num_simulated) comes on top",
+        "seconds until a placement is there; of local_search's, 20 for each of plan.num_simulated, but "
+        "no more than half, are kept for simulating the best few; what they leave unsimulated ranks last",
         low=0.01,
         high=MAX_SECONDS,
     )
@@ -76,7 +77,8 @@ class PlanSection(Section):
     )
     evaluations: int | None = setting(
         None,
-        "local_search: placements looked at, which no clock disturbs; null: until plan.time_limit_s",
+        "local_search: placements looked at; plan.time_limit_s then ends nothing, so that no clock "
+        "disturbs the result; null: until plan.time_limit_s",
         low=1,
         high=10**12,
     )
@@ -85,8 +87,8 @@ class PlanSection(Section):
     )
     num_simulated: int = setting(
         3,
-        "local_search: the best few that are simulated for a while, so that the best of them is "
-        "taken; 0: the score decides",
+        "local_search: the best few that are simulated (120 s to warm up, 300 s to measure), so that "
+        "the best of them is taken; 0: the score decides",
         low=0,
         high=100,
     )

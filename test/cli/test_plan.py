@@ -67,6 +67,15 @@ def test_the_same_seed_finds_the_same_placement(cluster: str, tmp_path: Path) ->
     assert texts[0] == texts[1]
 
 
+def test_the_time_limit_covers_the_simulations_too(tmp_path: Path) -> None:
+    words = ["plan", "cluster=mixed-24", "profile=roofline", "model=llama2_70b"]
+    assert main([*words, "plan.time_limit_s=2", f"out={tmp_path}"]) == 0
+    found = result(tmp_path)
+    assert found["search_s"] < 4
+    assert found["num_simulated"] < 3
+    assert (found["simulated_warmup_s"], found["simulated_window_s"]) == (120, 300)
+
+
 @pytest.mark.parametrize("router", ["maxflow", "swarm", "random", "shortest_queue"])
 def test_a_placement_is_simulated_with_every_router(
     router: str, cluster: str, tmp_path: Path
