@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, SlotRow
+from chitu_like.core.errors import ConfigError
 
 LEAST_CONTEXT, LEAST_CHUNK = 16, 8
+MOST_DRAWS = 1000  # for each step that is found
 _GREEDY = SamplingRow(
     seed=0,
     temperature=0.0,
@@ -175,15 +177,23 @@ def grid(room: Room, seed: int = 0) -> list[StepShape]:
 
 
 def held_out(room: Room, count: int, seed: int) -> list[StepShape]:
-    """Steps that no grid has: everything drawn log-uniformly, each request of its own length."""
+    """Steps that no grid has: everything drawn log-uniformly, each request of its own length.
+
+    Raises: ConfigError for an instance that holds no decodes beside a chunk, or hardly any.
+    """
     rng = random.Random(seed)
     found: list[StepShape] = []
-    while len(found) < count:
+    for _ in range(MOST_DRAWS * count):
         kind = ("decodes", "prompts", "mixed")[len(found) % 3]
         step = _draw(room, rng, kind)
         if room.holds(step):
             found.append(step)
-    return found
+        if len(found) == count:
+            return found
+    raise ConfigError(
+        f"the instance has no room for steps to measure: {room.max_reqs} requests, {room.max_chunk} "
+        f"prompt tokens, {room.num_blocks} KV blocks: raise infer.max_reqs (2 at least) or the others"
+    )
 
 
 def _draw(room: Room, rng: random.Random, kind: str) -> StepShape:

@@ -1,10 +1,13 @@
 """Steps to measure: all fit, none is twice, batches say what they are."""
 
+from dataclasses import replace
+
 import pytest
 
 from chitu_like.bench.step_shapes import Room, StepShape, grid, held_out
 from chitu_like.cluster.cost_model import BatchShape
 from chitu_like.core.batch import SAMPLED_LAST
+from chitu_like.core.errors import ConfigError
 
 ROOMS = [
     Room(
@@ -65,3 +68,9 @@ def test_a_step_that_is_too_large_in_any_way_does_not_fit() -> None:
     assert not room.holds(StepShape(contexts=(257,)))
     assert not room.holds(StepShape(chunks=((65, 0),)))
     assert not room.holds(StepShape(contexts=(256,) * 7))
+
+
+@pytest.mark.parametrize("changes", [{"max_reqs": 1}, {"max_chunk": 4}, {"num_blocks": 0}])
+def test_an_instance_without_room_for_such_steps_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="no room for steps to measure"):
+        held_out(replace(ROOMS[0], **changes), 3, 0)
