@@ -44,9 +44,14 @@ def run(prog: str, arguments: Sequence[str]) -> int:
 
 
 def _check_effect(config: PlanningConfig) -> None:
-    """Raise ConfigError for a key of another command: nothing would come of it."""
+    """Raise ConfigError for a key that nothing would come of."""
     if config.placement is not None:
         raise ConfigError(
             f"placement={config.placement} is what simulate takes: to evaluate it here use "
             f"plan.method=load plan.load={config.placement}"
+        )
+    if config.workload is not None and config.plan.input_len is not None:
+        raise ConfigError(
+            f"workload={config.workload} has no effect beside plan.input_len and plan.output_len, which "
+            "say how long requests are: leave one out"
         )

@@ -21,7 +21,7 @@ from chitu_like.cli.planning_input import (
 from chitu_like.cli.planning_output import RESULT_FILE, figures_table, placement_file
 from chitu_like.cluster.cost_model import ModelFacts
 from chitu_like.cluster.topology import Cluster
-from chitu_like.config.planning import PlanningConfig
+from chitu_like.config.planning import DEFAULT_WORKLOAD, PlanningConfig
 from chitu_like.core.errors import ConfigError
 from chitu_like.planner.distserve import (
     DistServePlan,
@@ -52,7 +52,7 @@ def plan_instances(config: PlanningConfig, console: Console) -> None:
     space = search_space(config, cluster, device, profile.model(model))
     simulation = InstanceSimulation(
         source=InstanceSource(profile=profile, model=model, device=device, config=config),
-        workload=load_workload(config.workload),
+        workload=load_workload(config.workload or DEFAULT_WORKLOAD),
         slo=Slo(ttft_s=config.slo.ttft_s, tpot_s=config.slo.tpot_s),
         num_requests=config.plan.num_requests,
         seed=config.plan.seed,

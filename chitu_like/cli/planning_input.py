@@ -17,6 +17,7 @@ from chitu_like.config.load import load_config
 from chitu_like.config.planning import PlanningConfig
 from chitu_like.core.errors import ConfigError
 from chitu_like.planner.throughput import NodeThroughput, TypicalLoad, node_throughput
+from chitu_like.simulator.workload_file import load_workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +170,22 @@ def results_folder(config: PlanningConfig) -> Path | None:
 
 def _load(config: PlanningConfig, profile: Profile, model: str) -> TypicalLoad:
     figures = profile.planning(model)
-    given_in, given_out = config.plan.input_len, config.plan.output_len
+    mean_input, mean_output = _mean_lengths(config) or (figures.mean_input, figures.mean_output)
     return TypicalLoad(
-        mean_input=figures.mean_input if given_in is None else given_in,
-        mean_output=figures.mean_output if given_out is None else given_out,
+        mean_input=mean_input,
+        mean_output=mean_output,
         typical_layers=figures.typical_layers,
         typical_layers_small=figures.typical_layers_small,
         start_speed=figures.start_speed,
     )
+
+
+def _mean_lengths(config: PlanningConfig) -> tuple[float, float] | None:
+    """Tokens of an average request and its answer; None where nobody gave them."""
+    given_in, given_out = config.plan.input_len, config.plan.output_len
+    if given_in is not None and given_out is not None:
+        return given_in, given_out
+    if config.workload is None:
+        return None
+    workload = load_workload(config.workload)
+    return workload.mean_input_len, workload.mean_output_len

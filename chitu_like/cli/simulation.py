@@ -24,7 +24,7 @@ from chitu_like.cluster.placement import Role
 from chitu_like.cluster.profile import Profile
 from chitu_like.cluster.record import Record
 from chitu_like.cluster.topology import Link
-from chitu_like.config.planning import PlanningConfig, SimulateSection
+from chitu_like.config.planning import DEFAULT_WORKLOAD, PlanningConfig, SimulateSection
 from chitu_like.core.errors import CapacityError, ConfigError, UnsupportedError
 from chitu_like.planner.flow_graph import evaluate
 from chitu_like.planner.instance_plan import (
@@ -72,7 +72,9 @@ def simulate_config(config: PlanningConfig, console: Console) -> Results:
         else:
             results = _simulate_instances(config, observer)
     results = results.with_figures({"wall_s": time.monotonic() - begun_s})
-    console.print(results.table(f"{config.model or ''} {config.workload}".strip()))
+    console.print(
+        results.table(f"{config.model or ''} {config.workload or DEFAULT_WORKLOAD}".strip())
+    )
     if folder is not None:
         write_results(folder, results, console)
     return results
@@ -113,7 +115,7 @@ def _has_layers(config: PlanningConfig) -> bool:
 
 
 def _requests(config: PlanningConfig) -> Iterator[PlannedRequest]:
-    workload = load_workload(config.workload)
+    workload = load_workload(config.workload or DEFAULT_WORKLOAD)
     return workload.requests(rate=config.simulate.rate, seed=config.simulate.seed)
 
 

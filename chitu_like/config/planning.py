@@ -29,6 +29,7 @@ Affinity: TypeAlias = Literal["high", "low"]
 Mode: TypeAlias = Literal["offline", "online"]
 LayerRouter: TypeAlias = Literal["maxflow", "swarm", "random", "shortest_queue"]
 
+DEFAULT_WORKLOAD = "poisson"
 MAX_RATE = 1e6  # requests/s; a simulation of a second of it takes minutes
 MAX_REQUESTS = 10_000_000
 MAX_PROCESSES = 1024
@@ -94,13 +95,13 @@ class PlanSection(Section):
     )
     input_len: float | None = setting(
         None,
-        "prompt tokens of an average request; null: as the profile says",
+        "layers: prompt tokens of an average request; null: as workload says, or else the profile",
         low=1,
         high=MAX_TOKENS,
     )
     output_len: float | None = setting(
         None,
-        "output tokens of an average request; null: as the profile says",
+        "layers: output tokens of an average request; null: as workload says, or else the profile",
         low=1,
         high=MAX_TOKENS,
     )
@@ -147,6 +148,11 @@ class PlanSection(Section):
             )
         if (self.input_len is None) != (self.output_len is None):
             raise ConfigError("plan.input_len and plan.output_len belong together: give both")
+        if self.method == "distserve" and self.input_len is not None:
+            raise ConfigError(
+                f"plan.input_len={show(self.input_len)} has no effect with plan.method=distserve: "
+                "workload= says how long requests are"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +227,10 @@ class PlanningConfig(Section):
     profile: str | None = setting(None, "what steps cost: a folder, or a name in config/profiles/")
     model: str | None = setting(None, "a model of the profile; null: its only one")
     placement: str | None = setting(None, "file of a placement, as `chitu-like plan` writes it")
-    workload: str = setting(
-        "poisson", "requests: a name in config/workloads/, a yaml like those, or a trace"
+    workload: str | None = setting(
+        None,
+        "requests: a name in config/workloads/, a yaml like those, or a trace; null: poisson, and for "
+        "plans of layers the mean lengths that the profile says",
     )
     out: str | None = setting(None, "folder for result.json, tables and plots; null: print only")
     plan: PlanSection = PlanSection()

@@ -76,6 +76,21 @@ def test_the_time_limit_covers_the_simulations_too(tmp_path: Path) -> None:
     assert (found["simulated_warmup_s"], found["simulated_window_s"]) == (120, 300)
 
 
+def test_a_plan_of_layers_is_for_the_mean_lengths_of_its_workload(
+    cluster: str, tmp_path: Path
+) -> None:
+    workload = tmp_path / "long.yaml"
+    workload.write_text(
+        "arrivals: {kind: poisson, rate: 1}\ninput_len: {low: 1, high: 199}\noutput_len: {fixed: 900}\n"
+    )
+    flows = []
+    for words in ([], [f"workload={workload}"], ["plan.input_len=100", "plan.output_len=900"]):
+        out = tmp_path / str(len(flows))
+        assert main(["plan", cluster, *PROFILE, "plan.method=swarm", *words, f"out={out}"]) == 0
+        flows.append(result(out)["max_flow"])
+    assert flows[0] != flows[1] == flows[2]
+
+
 @pytest.mark.parametrize("router", ["maxflow", "swarm", "random", "shortest_queue"])
 def test_a_placement_is_simulated_with_every_router(
     router: str, cluster: str, tmp_path: Path
@@ -166,6 +181,15 @@ def test_distserve_finds_a_plan_that_simulate_takes(affinity: str, tmp_path: Pat
         (["plan", "cluster=mixed-24", "profile=roofline", "model=x"], "has no model x"),
         (["plan", "cluster=h200", "profile=roofline", "model=llama2_70b"], "holds 46"),
         (["plan", "cluster=mixed-24", *PROFILE, "placement=x"], "plan.method=load plan.load=x"),
+        (["plan", "cluster=mixed-24", *PROFILE, "workload=poison"], "did you mean poisson?"),
+        (
+            ["plan", "workload=helix", "plan.input_len=9", "plan.output_len=9"],
+            "workload=helix has no effect beside plan.input_len",
+        ),
+        (
+            ["plan", "plan.method=distserve", "plan.input_len=9", "plan.output_len=9"],
+            "plan.input_len=9.0 has no effect with plan.method=distserve",
+        ),
         (["plan", "plan.methd=milp"], "did you mean plan.method?"),
         (["plan", "plan.method=best"], "plan.method=best: use local_search, milp"),
         (["simulate", *PROFILE], "which device do instances run on?"),
