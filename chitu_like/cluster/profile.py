@@ -96,7 +96,13 @@ class Profile:
         return cls(models=models, tables=tables, steps=steps, devices=devices, name=str(folder))
 
     def write(self, folder: Path) -> None:
-        """Write a folder that `read` reads. Raises: ConfigError if it cannot be written."""
+        """Write a folder that `read` reads.
+
+        Raises: ConfigError for names that no folder has, and if it cannot be written.
+        """
+        for name in (*self.models, *(device for _, device in (*self.tables, *self.steps))):
+            if not _is_plain(name):
+                raise ConfigError(f"{folder}: {name!r} is no name of a folder: call it otherwise")
         write_record(folder / MODELS_FILE, self.models)
         if self.devices:
             write_record(folder / DEVICES_FILE, self.devices)

@@ -237,6 +237,14 @@ def test_steps_that_no_device_takes_are_one_line(steps: StepsRecord, fault: str)
         Profile(models={"toy": ModelRecord.of(FACTS)}, steps={("toy", "t4"): steps}, name="made up")
 
 
+@pytest.mark.parametrize(("model", "device"), [("..", "t4"), ("toy", "../t4"), ("toy", "")])
+def test_nothing_is_written_outside_of_the_folder(tmp_path: Path, model: str, device: str) -> None:
+    found = Profile(models={model: ModelRecord.of(FACTS)}, steps={(model, device): STEPS})
+    with pytest.raises(ConfigError, match="is no name of a folder"):
+        found.write(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_profile_is_found_by_path_or_name(tmp_path: Path) -> None:
     profile().write(tmp_path)
     assert find_profile(str(tmp_path)).model("toy") == FACTS
