@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from chitu_like.core.request import Request
-from chitu_like.kvcache.prefix_cache import ROOT, PrefixCache, block_name
+from chitu_like.kvcache.prefix_cache import ROOT, PrefixCache, block_names
 
 
 class _Table:
@@ -25,11 +25,11 @@ class _Table:
 
     def name(self, request: Request, index: int, size: int) -> bytes:
         """Name of a full block; each is hashed once in the request's life, when first asked for."""
-        for i in range(len(self.names), index + 1):
-            parent = self.names[-1] if self.names else ROOT
-            tokens = request.known_tokens(i * size, (i + 1) * size)
-            self.names.append(block_name(parent, tokens))
-        return self.names[index]
+        names = self.names
+        if index >= len(names):
+            tokens = request.known_tokens(len(names) * size, (index + 1) * size)
+            names += block_names(names[-1] if names else ROOT, tokens, size)
+        return names[index]
 
 
 class BlockManager:

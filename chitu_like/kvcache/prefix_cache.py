@@ -16,9 +16,14 @@ ROOT = b""
 """The name of the empty prefix."""
 
 
-def block_name(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Name of the block that holds `token_ids` after the prefix called `parent`."""
-    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
+def block_names(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+    """Names of the full blocks that hold `token_ids`, in order, after the prefix called `parent`."""
+    data, num_bytes = array("q", token_ids).tobytes(), 8 * block_size
+    names: list[bytes] = []
+    for start in range(0, len(data) - num_bytes + 1, num_bytes):
+        parent = blake2b(parent + data[start : start + num_bytes], digest_size=16).digest()
+        names.append(parent)
+    return names
 
 
 class PrefixCache:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import pairwise
 
-from chitu_like.kvcache.prefix_cache import ROOT, block_name
+from chitu_like.kvcache.prefix_cache import ROOT, block_names
 
 BLOCK_TOKENS = 64
 """Tokens of one block. An engine's own blocks are smaller; here half a page of text tells prompts
@@ -37,11 +36,7 @@ class PrefixMemory:
 
     def names(self, token_ids: Sequence[int]) -> list[bytes]:
         """Names of a prompt's full blocks, from its beginning."""
-        names = [ROOT]
-        ends = range(0, len(token_ids) + 1, BLOCK_TOKENS)[: MAX_BLOCKS_PER_PROMPT + 1]
-        for start, end in pairwise(ends):
-            names.append(block_name(names[-1], token_ids[start:end]))
-        return names[1:]
+        return block_names(ROOT, token_ids[: MAX_BLOCKS_PER_PROMPT * BLOCK_TOKENS], BLOCK_TOKENS)
 
     def find(self, names: Sequence[bytes]) -> int | None:
         """The instance that saw the longest remembered prefix."""

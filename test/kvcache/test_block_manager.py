@@ -8,7 +8,7 @@ import pytest
 from scheduling import make_request
 
 from chitu_like.kvcache.block_manager import BlockManager
-from chitu_like.kvcache.prefix_cache import ROOT, block_name
+from chitu_like.kvcache.prefix_cache import ROOT, block_names
 
 
 def fill(blocks: BlockManager, name: str, prompt: list[int]) -> int:
@@ -40,7 +40,7 @@ def test_same_tokens_after_another_prefix_are_not_shared():
     blocks = BlockManager(16, 4)
     fill(blocks, "a", [1, 1, 1, 1, 5, 6, 7, 8, 9])
     assert fill(blocks, "b", [2, 2, 2, 2, 5, 6, 7, 8, 9]) == 0
-    assert block_name(ROOT, [1, 2]) != block_name(ROOT, [2, 1])
+    assert block_names(ROOT, [1, 2], 2) != block_names(ROOT, [2, 1], 2)
 
 
 def test_freed_blocks_stay_cached_until_evicted_oldest_first():
