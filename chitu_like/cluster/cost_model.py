@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from chitu_like.core.batch import ScheduledBatch
 
 
@@ -74,9 +76,8 @@ class LayerTimes(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchShape:
-    """All of a batch that its time depends on.
+class BatchShape(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a batch that its time depends on. A struct: simulated steps make one each.
 
     Attributes:
         num_prefill_tokens: of chunks.
@@ -99,6 +100,8 @@ class BatchShape:
         """What the executor is given."""
         n = batch.num_decodes
         tokens, computed = batch.num_tokens, batch.num_computed
+        if n == batch.num_reqs:  # most steps
+            return cls(num_decodes=n, decode_context=sum(computed) + n)
         return cls(
             num_prefill_tokens=sum(tokens[n:]),
             prefill_pairs=sum(

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from chitu_like.core.errors import ConfigError
 from chitu_like.core.request import Request
 from chitu_like.scheduler.mlfq import Quanta
 
 
-@dataclass(frozen=True, kw_only=True)
-class Situation:
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """What a key may look at beside the request.
 
     Attributes:

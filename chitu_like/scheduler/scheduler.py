@@ -301,7 +301,7 @@ class Scheduler:
             entry = next(logprobs, None) if samples else None
             request.num_in_flight -= 1
             request.num_pending -= samples
-            if request.finish_reason is None:
+            if request.finish_reason is None and (samples or index in prompt_logprobs):
                 if samples:
                     self._append(request, token_ids[0], now_s)
                 delta = RequestDelta(

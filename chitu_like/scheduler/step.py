@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from chitu_like.core.batch import SAMPLED_LAST, SamplingRow, ScheduledBatch, SlotRow
 from chitu_like.core.request import Request
@@ -13,8 +13,7 @@ MAX_HISTORY_TOKENS = 1 << 22
 could all join in the same step, and each brings its whole history where it has a penalty."""
 
 
-@dataclass
-class Step:
+class Step(msgspec.Struct):
     """A batch while requests are chosen for it.
 
     Attributes:
@@ -37,12 +36,12 @@ class Step:
     decodes_left: set[Request]
     token_budget: int
     prefill_budget: int
-    chunks: dict[Request, int] = field(default_factory=dict)
-    prefills: set[Request] = field(default_factory=set)
-    cut: set[Request] = field(default_factory=set)
+    chunks: dict[Request, int] = {}
+    prefills: set[Request] = set()
+    cut: set[Request] = set()
     num_prefill_tokens: int = 0
-    swap_out: list[tuple[int, int]] = field(default_factory=list)
-    swap_in: list[tuple[int, int]] = field(default_factory=list)
+    swap_out: list[tuple[int, int]] = []
+    swap_in: list[tuple[int, int]] = []
     is_short_of_blocks: bool = False
     num_history_tokens: int = 0
 

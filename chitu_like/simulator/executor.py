@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from chitu_like.cluster.cost_model import BatchShape, StepCost
 from chitu_like.cluster.profile_records import HostCost
@@ -22,8 +23,7 @@ MAX_BATCH_TOKENS = 1 << 24
 """Above what any step samples: invented token ids of two steps never meet."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageTime:
+class StageTime(msgspec.Struct, frozen=True, kw_only=True):
     """When a stage computed a batch."""
 
     stage: int

@@ -34,6 +34,9 @@ class Timeline:
             self._widen()
         bins, width_s = self._bins(column), self.width_s
         index = int(start_s / width_s)
+        if end_s <= (index + 1) * width_s:  # nearly always
+            bins[index] += value * (end_s - start_s)
+            return
         while start_s < end_s:
             stop_s = min(end_s, (index + 1) * width_s)
             bins[index] += value * max(0.0, stop_s - start_s)
