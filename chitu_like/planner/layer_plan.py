@@ -56,7 +56,7 @@ class LayerPlan:
         max_compute_throughput: tokens a second that no placement exceeds.
         max_flow: tokens a second that this one lets through.
         tokens_per_s: that it serves, by flow and Little's law.
-        prompt_latency_s: from a request to its first token, then.
+        prompt_latency_s: from a request to its first token, then; as true as score.py says.
         decode_latency_s: from a token to the next.
         bottleneck: what limits the flow, in words.
         link_flow: (from, to) -> tokens a second.
