@@ -23,13 +23,16 @@ class _Table:
         self.names: list[bytes] = []
         self.num_named = 0
 
-    def name(self, request: Request, index: int, size: int) -> bytes:
-        """Name of a full block; each is hashed once in the request's life, when first asked for."""
+    def first_names(self, request: Request, count: int, size: int) -> list[bytes]:
+        """Names of its first full blocks, `count` of them at least. Not to be modified.
+
+        Each is hashed once in the request's life, when first asked for.
+        """
         names = self.names
-        if index >= len(names):
-            tokens = request.known_tokens(len(names) * size, (index + 1) * size)
+        if count > len(names):
+            tokens = request.known_tokens(len(names) * size, count * size)
             names += block_names(names[-1] if names else ROOT, tokens, size)
-        return names[index]
+        return names
 
 
 class BlockManager:
@@ -134,9 +137,9 @@ class BlockManager:
         count = (num_tokens if num_tokens < num_known else num_known) // self.block_size
         if count <= table.num_named:
             return
+        names = table.first_names(request, count, self.block_size)
         for index in range(table.num_named, count):
-            name = table.name(request, index, self.block_size)
-            self._cache.insert(name, table.block_ids[index])
+            self._cache.insert(names[index], table.block_ids[index])
         table.num_named = count
 
     def free(self, request: Request) -> None:
@@ -226,7 +229,8 @@ class BlockManager:
         count = (request.num_known_tokens - 1) // self.block_size
         table = self._table(request)
         for index in range(count):
-            block_id = self._cache.find(table.name(request, index, self.block_size))
+            names = table.first_names(request, index + 1, self.block_size)
+            block_id = self._cache.find(names[index])
             if block_id is None:
                 break
             found.append(block_id)
