@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -240,7 +241,7 @@ def _rows(
         {
             "kind": step.kind,
             "part": "fitted" if index < num_fitted else "held out",
-            **asdict(point.shape),
+            **msgspec.structs.asdict(point.shape),
             "seconds": f"{point.seconds:.6g}",
             "fit_s": f"{cost.seconds(point.shape):.6g}",
             "spread": f"{spread(rounds[index]):.4f}",

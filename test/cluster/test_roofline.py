@@ -1,7 +1,5 @@
 """The roofline by hand, and that helix's figures in config are those of PLANNING."""
 
-import dataclasses
-
 import msgspec
 import pytest
 
@@ -69,7 +67,7 @@ def test_a_chunk_reads_what_stands_before_it() -> None:
     step = RooflineStep(
         msgspec.structs.replace(FIGURES, prefill=slow), SPEC, num_layers=1, is_last=False
     )
-    chunk = dataclasses.replace(PROMPT, prefill_pairs=55 + 10 * 500, prefill_context=500)
+    chunk = msgspec.structs.replace(PROMPT, prefill_pairs=55 + 10 * 500, prefill_context=500)
     alone, behind = step.seconds(PROMPT), step.seconds(chunk)
     assert behind - alone == pytest.approx(500 * 2 * 16 * 2 / 1e6)
 
