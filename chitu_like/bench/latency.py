@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chitu_like.bench.client import StreamRecord
+from chitu_like.simulator.results import Slo
 from chitu_like.simulator.workload import PlannedRequest
 
 PERCENTILES = (50, 90, 99)
@@ -33,25 +34,13 @@ class Spread:
         return cls(mean=float(np.mean(values)), p50=p50, p90=p90, p99=p99)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slo:
-    """What a request must keep to count as good; None: no bound.
-
-    Attributes:
-        ttft_s: seconds to the first token at most.
-        tpot_s: seconds per later token at most, on the request's average.
-    """
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-
-    def is_met(self, record: StreamRecord) -> bool:
-        """Whether a request was answered well enough."""
-        if record.error is not None:
-            return False
-        ttft_s, tpot_s = ttft_of(record), tpot_of(record)
-        is_early = self.ttft_s is None or (ttft_s is not None and ttft_s <= self.ttft_s)
-        return is_early and (self.tpot_s is None or tpot_s is None or tpot_s <= self.tpot_s)
+def is_met(slo: Slo, record: StreamRecord) -> bool:
+    """Whether a request was answered well enough."""
+    if record.error is not None:
+        return False
+    ttft_s, tpot_s = ttft_of(record), tpot_of(record)
+    is_early = slo.ttft_s is None or (ttft_s is not None and ttft_s <= slo.ttft_s)
+    return is_early and (slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +108,7 @@ def summarize(sent: Sequence[SentRequest], elapsed_s: float, slo: Slo | None) ->
     records = [item.record for item in answered]
     num_input = sum(item.num_input_tokens for item in answered)
     num_output = sum(record.num_output_tokens for record in records)
-    num_good = None if slo is None else sum(slo.is_met(item.record) for item in sent)
+    num_good = None if slo is None else sum(is_met(slo, item.record) for item in sent)
     return ServingSummary(
         num_requests=len(sent),
         num_failed=len(sent) - len(answered),

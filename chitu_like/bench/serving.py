@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from chitu_like.bench.client import Address, StreamClient, StreamRecord
-from chitu_like.bench.latency import SentRequest, ServingSummary, Slo, summarize
+from chitu_like.bench.latency import SentRequest, ServingSummary, summarize
 from chitu_like.bench.load import run_load
 from chitu_like.bench.provenance import Provenance, provenance
 from chitu_like.bench.result_files import write_csv, write_json
@@ -41,6 +41,7 @@ from chitu_like.config.secrets import API_KEYS_VARIABLE
 from chitu_like.core.ending import DONE, FAILED
 from chitu_like.core.errors import ConfigError, PeerError
 from chitu_like.simulator.arrivals import arrival_times
+from chitu_like.simulator.results import Slo
 from chitu_like.simulator.traces import read_lengths, read_trace
 from chitu_like.simulator.workload import PlannedRequest, plan_requests
 

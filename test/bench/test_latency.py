@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from chitu_like.bench.client import StreamRecord
-from chitu_like.bench.latency import SentRequest, Slo, summarize
+from chitu_like.bench.latency import SentRequest, summarize
+from chitu_like.simulator.results import Slo
 from chitu_like.simulator.workload import PlannedRequest
 
 
